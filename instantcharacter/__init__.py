@@ -1,0 +1,49 @@
+"""InstantCharacter: a character from one picture, drawn by FLUX in new scenes, poses and styles.
+
+The names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import AdapterConfig, CharacterAdapter
+    from .character import Character
+    from .encoders import CharacterEncoder, CharacterFeatures
+    from .pipeline import (
+        InstantCharacterImg2ImgPipeline,
+        InstantCharacterInpaintPipeline,
+        InstantCharacterPipeline,
+    )
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AdapterConfig": "adapter",
+    "CharacterAdapter": "adapter",
+    "Character": "character",
+    "CharacterEncoder": "encoders",
+    "CharacterFeatures": "encoders",
+    "InstantCharacterPipeline": "pipeline",
+    "InstantCharacterImg2ImgPipeline": "pipeline",
+    "InstantCharacterInpaintPipeline": "pipeline",
+}
+
+__all__ = [
+    "AdapterConfig",
+    "Character",
+    "CharacterAdapter",
+    "CharacterEncoder",
+    "CharacterFeatures",
+    "InstantCharacterImg2ImgPipeline",
+    "InstantCharacterInpaintPipeline",
+    "InstantCharacterPipeline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,217 @@
+"""The adapter's weights: their sizes, the modules that hold them, and the files they come in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .attention import CharacterAttention
+from .character import Character
+from .encoders import CharacterFeatures
+from .files import check_file, read_safetensors, written_whole
+from .projector import CharacterProjector
+
+logger = logging.getLogger(__name__)
+
+EXPECTED = "an InstantCharacter adapter: instantcharacter_ip-adapter.bin of tencent/InstantCharacter, or what `convert` made of it"
+FORMAT = "instantcharacter.adapter"
+PARTS = {"image_proj": "projector", "ip_adapter": "attention"}
+"""Part of a checkpoint file → attribute of :class:`CharacterAdapter`."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The sizes of an adapter; the defaults are those of the released checkpoint.
+
+    Attributes:
+        feature_dim: width of SigLIP's and DINOv2's features together, 1152 + 1536.
+        fusion_layers: transformer blocks in each of the two fusions.
+        fusion_heads: their attention heads.
+        resampler_dim: width of the Q-former.
+        resampler_layers: its layers.
+        resampler_heads: its attention heads.
+        num_tokens: tokens a character has.
+        token_dim: their width.
+        attention_dim: width of the FLUX transformer.
+        attention_heads: its attention heads.
+        num_attention_blocks: its double-stream and single-stream blocks together, 19 + 38.
+
+    Raises:
+        ValueError: a size below one, or a width that its heads do not divide.
+    """
+
+    feature_dim: int = 2688
+    fusion_layers: int = 4
+    fusion_heads: int = 42
+    resampler_dim: int = 1280
+    resampler_layers: int = 4
+    resampler_heads: int = 20
+    num_tokens: int = 1024
+    token_dim: int = 4096
+    attention_dim: int = 3072
+    attention_heads: int = 24
+    num_attention_blocks: int = 57
+
+    def __post_init__(self) -> None:
+        for name, size in asdict(self).items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}; expected a whole number of at least 1")
+        for width, heads in (
+            ("feature_dim", "fusion_heads"),
+            ("resampler_dim", "resampler_heads"),
+            ("attention_dim", "attention_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
+
+
+class CharacterAdapter(nn.Module):
+    """What InstantCharacter adds to FLUX: a projector, and an attention module for each FLUX block.
+
+    Attributes:
+        config: the sizes.
+        projector: features → tokens; its keys are the checkpoint's ``image_proj``.
+        attention: one :class:`CharacterAttention` a block, double-stream blocks first; keys of ``ip_adapter``.
+    """
+
+    def __init__(self, config: AdapterConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or AdapterConfig()
+        self.projector = CharacterProjector(config)
+        self.attention = nn.ModuleList(
+            CharacterAttention(config.attention_dim, config.attention_heads, config.token_dim)
+            for _ in range(config.num_attention_blocks)
+        )
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        config: AdapterConfig | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> CharacterAdapter:
+        """Load an adapter: the released ``.bin``, or ``.safetensors``.
+
+        The file is memory-mapped and goes tensor by tensor to where it belongs, so the host holds little beside it.
+
+        Args:
+            path: the file. A pickle in it may hold tensors only: nothing in it is run.
+            config: its sizes; if not given, those written in the file, or else the released ones.
+            device: where the weights go.
+            dtype: what they become; the file's own if not given.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that is empty, cut off, of another kind, or lacks weights of these sizes.
+        """
+        state, saved_config = _read(Path(path))
+        with torch.device("meta"):
+            adapter = cls(config or saved_config)
+        _check_complete(adapter, state, path)
+        state = {key: state[key].to(device=device, dtype=dtype) for key in adapter.state_dict()}
+        adapter.load_state_dict(state, assign=True)
+        return adapter.eval()
+
+    def save(self, path: str | Path) -> None:
+        """Write the adapter: as ``.safetensors`` with its sizes in the metadata, or as ``.bin`` in the released layout.
+
+        Raises:
+            ValueError: another file ending.
+            OSError: the disk is full or cannot be written; what was there before is untouched.
+        """
+        parts = {part: getattr(self, attribute).state_dict() for part, attribute in PARTS.items()}
+        suffix = Path(path).suffix
+        if suffix not in (".safetensors", ".bin"):
+            raise ValueError(f"an adapter is saved as .safetensors or .bin, not as {suffix or 'a name without ending'}")
+        with written_whole(path) as partial:
+            if suffix == ".bin":
+                torch.save(parts, partial)
+            else:
+                flat = {f"{part}.{key}": t.contiguous() for part, state in parts.items() for key, t in state.items()}
+                save_file(flat, partial, {"format": FORMAT, "config": json.dumps(asdict(self.config))})
+
+    @torch.no_grad()
+    def create_character(self, features: CharacterFeatures) -> Character:
+        """Fuse a picture's features into a :class:`Character`; they are brought to the projector's device and dtype.
+
+        Raises:
+            ValueError: features of another width than this adapter's, or of more than one picture.
+        """
+        if len(features.low_res_deep) != 1:
+            raise ValueError(f"a character is made of one picture, not of {len(features.low_res_deep)}")
+        weight = self.projector.proj.fc1.weight
+        fused = self.projector.fuse(*(tensor.to(weight) for tensor in features))
+        return Character(fused, self.fingerprint())
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that name the projector's weights, from 16 samples of each, rounded to bfloat16.
+
+        The same for one projector in float32 and in bfloat16, on any device. Other weights give another one; a
+        change to single weights that no sample meets goes unnoticed.
+        """
+        parameters = dict(sorted(self.projector.named_parameters()))
+        samples = [p.detach().flatten()[:: -(-p.numel() // 16)].to(torch.bfloat16) for p in parameters.values()]
+        digest = hashlib.blake2b(repr([(key, tuple(p.shape)) for key, p in parameters.items()]).encode(), digest_size=16)
+        digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], AdapterConfig | None]:
+    """A file's tensors under the adapter's own keys, and the sizes written in it, if any."""
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path, EXPECTED)
+        config = AdapterConfig(**json.loads(metadata["config"])) if "config" in metadata else None
+    else:
+        tensors, config = _read_pickle(path), None
+    state = {}
+    for key, tensor in tensors.items():
+        part, _, rest = key.partition(".")
+        state[f"{PARTS.get(part, part)}.{rest}"] = tensor
+    return state, config
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    check_file(path, EXPECTED)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off or not a checkpoint that torch wrote. Expected {EXPECTED}.")
+    try:
+        parts = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as tensors alone ({reason}). Expected {EXPECTED}.") from error
+    if not isinstance(parts, dict) or not all(isinstance(parts.get(part), dict) for part in PARTS):
+        found = list(parts)[:5] if isinstance(parts, dict) else type(parts).__name__
+        raise ValueError(f"{path} holds {found}, not {list(PARTS)}. Expected {EXPECTED}.")
+    return {f"{part}.{key}": tensor for part in parts for key, tensor in parts[part].items()}
+
+
+def _check_complete(adapter: CharacterAdapter, state: dict[str, Tensor], path: str | Path) -> None:
+    expected = adapter.state_dict()
+    missing = [key for key in expected if key not in state]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of {len(expected)} weights: {_first(missing)}. Expected {EXPECTED}."
+        )
+    wrong = [
+        f"{key} is {list(state[key].shape)}, not {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if state[key].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(f"{path} has {len(wrong)} weights of other sizes: {_first(wrong)}. Expected {EXPECTED}.")
+    if unexpected := [key for key in state if key not in expected]:
+        logger.warning("%s has %d weights that are not used: %s", path, len(unexpected), _first(unexpected))
+
+
+def _first(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", …" if len(items) > 3 else "")

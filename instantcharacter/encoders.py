@@ -1,0 +1,228 @@
+"""SigLIP and DINOv2 look at the reference picture; what they see, side by side, are the character's features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
+
+from .files import read_safetensors
+from .reference import Fit, Picture, open_picture, to_square, views
+
+SIGLIP_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+DINOV2_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SIGLIP_SHALLOW = (7, 13, 26)
+DINOV2_SHALLOW = (9, 19, 29)
+"""Which hidden states are the shallow features; 0 is the embedding's output."""
+
+
+@dataclass(frozen=True)
+class CharacterFeatures:
+    """A picture as the encoders see it; N tokens a view (729), F = SigLIP's and DINOv2's widths together (2688).
+
+    Attributes:
+        low_res_shallow: [B, 3·N, F], three early layers of the whole picture.
+        low_res_deep: [B, N, F], the last layer of the whole picture.
+        high_res_deep: [B, 4·N, F], the last layer of its four tiles.
+    """
+
+    low_res_shallow: Tensor
+    low_res_deep: Tensor
+    high_res_deep: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.low_res_shallow, self.low_res_deep, self.high_res_deep))
+
+
+class CharacterEncoder(nn.Module):
+    """The two vision encoders. Call it with a picture; see :meth:`forward`."""
+
+    def __init__(self, siglip: SiglipVisionModel, dinov2: Dinov2Model) -> None:
+        super().__init__()
+        self.siglip = siglip.eval().requires_grad_(False)
+        self.dinov2 = dinov2.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        siglip: str | Path,
+        dinov2: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> CharacterEncoder:
+        """Load the encoders, each from a hub folder, a hub id, or one ``.safetensors`` file.
+
+        Args:
+            siglip: the vision tower of ``google/siglip-so400m-patch14-384``, with or without its text tower.
+            dinov2: ``facebook/dinov2-giant``.
+            dtype: of the weights and of the features, float32 if not given.
+            device: where they run.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that is cut off, of another model, or lacks weights.
+            OSError: a hub id that cannot be found or reached (transformers).
+        """
+        dtype = dtype or torch.float32
+        return cls(_load(SIGLIP, siglip, dtype), _load(DINOV2, dinov2, dtype)).to(device)
+
+    @torch.no_grad()
+    def forward(self, image: Picture, fit: Fit = "pad") -> CharacterFeatures:
+        """Look at a picture.
+
+        Args:
+            image: anything :func:`~instantcharacter.reference.open_picture` takes.
+            fit: how it becomes a square, ``"pad"`` or ``"stretch"``.
+
+        Raises:
+            ValueError: not a picture, see :func:`~instantcharacter.reference.open_picture`.
+        """
+        low, high = views(to_square(open_picture(image), fit))
+        low_deep, low_shallow = self._see(low, shallow=True)
+        high_deep, _ = self._see(high)
+        return CharacterFeatures(low_shallow, low_deep, high_deep.flatten(0, 1)[None])
+
+    def _see(self, pictures: list[Image.Image], shallow: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Deep features [P, N, F] of P pictures and, if wanted, their shallow ones [P, 3·N, F]."""
+        weight = next(self.parameters())
+        siglip = self.siglip(_pixels(pictures, *SIGLIP_NORM).to(weight), output_hidden_states=shallow)
+        dinov2 = self.dinov2(_pixels(pictures, *DINOV2_NORM).to(weight), output_hidden_states=shallow)
+        deep = torch.cat([siglip.last_hidden_state, dinov2.last_hidden_state[:, 1:]], dim=-1)
+        if not shallow:
+            return deep, None
+        siglip_layers = torch.cat([siglip.hidden_states[i] for i in SIGLIP_SHALLOW], dim=1)
+        dinov2_layers = torch.cat([dinov2.hidden_states[i][:, 1:] for i in DINOV2_SHALLOW], dim=1)
+        return deep, torch.cat([siglip_layers, dinov2_layers], dim=-1)
+
+
+def _pixels(pictures: list[Image.Image], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """RGB pictures as [P, 3, H, W], normalised."""
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
+    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One of the two models: its class, the sizes of the released one, and how to know it in a file."""
+
+    name: str
+    model: type[PreTrainedModel]
+    config: type[PretrainedConfig]
+    released: dict[str, Any]
+    prefix: str
+    """What its keys begin with in a hub file."""
+    towers: tuple[str, ...]
+    """What its keys begin with after the prefix."""
+    layers: tuple[int, ...]
+
+    @property
+    def expected(self) -> str:
+        return f"{self.name}'s weights"
+
+
+SIGLIP = _Encoder(
+    name="SigLIP (google/siglip-so400m-patch14-384)",
+    model=SiglipVisionModel,
+    config=SiglipVisionConfig,
+    released={
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    prefix="vision_model.",
+    towers=("embeddings.", "encoder.", "post_layernorm."),
+    layers=SIGLIP_SHALLOW,
+)
+DINOV2 = _Encoder(
+    name="DINOv2 (facebook/dinov2-giant)",
+    model=Dinov2Model,
+    config=Dinov2Config,
+    released={
+        "hidden_size": 1536,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 24,
+        "mlp_ratio": 4,
+        "use_swiglu_ffn": True,
+        "image_size": 518,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    },
+    prefix="",
+    towers=("embeddings.", "encoder.", "layernorm."),
+    layers=DINOV2_SHALLOW,
+)
+
+
+def _load(encoder: _Encoder, source: str | Path, dtype: torch.dtype) -> Any:
+    """A model from a hub folder, a hub id or a single file, complete or not at all."""
+    if Path(source).suffix == ".safetensors":
+        state = _tower(encoder, Path(source))
+        config = _single_file_config(encoder, Path(source), state)
+        arguments: dict[str, Any] = {"pretrained_model_name_or_path": None, "state_dict": state}
+    else:
+        config = encoder.config.from_pretrained(source)
+        arguments = {"pretrained_model_name_or_path": source}
+    if config.num_hidden_layers < max(encoder.layers):
+        raise ValueError(f"{source} has {config.num_hidden_layers} layers; expected {encoder.expected}")
+    config.vision_use_head = False
+    try:
+        with _without_load_report():
+            model, report = encoder.model.from_pretrained(
+                **arguments, config=config, torch_dtype=dtype, output_loading_info=True
+            )
+    except RuntimeError as error:  # transformers' word for weights of another size
+        raise ValueError(f"{source} does not fit {encoder.expected}: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{source} lacks {len(missing)} weights, {missing[0]} first; expected {encoder.expected}")
+    return model
+
+
+def _tower(encoder: _Encoder, path: Path) -> dict[str, Tensor]:
+    """The encoder's own weights in a file, under a hub file's keys, whatever else the file holds."""
+    tensors, _ = read_safetensors(path, encoder.expected)
+    keys = {key: encoder.prefix + key.removeprefix(encoder.prefix) for key in tensors}
+    towers = tuple(encoder.prefix + tower for tower in encoder.towers)
+    state = {keys[key]: tensor for key, tensor in tensors.items() if keys[key].startswith(towers)}
+    if not state:
+        raise ValueError(f"{path} holds {sorted(tensors)[:3]}, not {encoder.expected}")
+    return state
+
+
+def _single_file_config(encoder: _Encoder, path: Path, state: dict[str, Tensor]) -> PretrainedConfig:
+    """The released sizes if the file has them, else the ``config.json`` beside it."""
+    widths = {tensor.shape[0] for key, tensor in state.items() if key.endswith("projection.weight") or "patch_embedding.weight" in key}
+    released = encoder.config(**encoder.released)
+    if released.hidden_size in widths:
+        return released
+    if not (path.parent / "config.json").is_file():
+        raise ValueError(
+            f"{path} is of width {sorted(widths)}, {encoder.name} is of {released.hidden_size}. "
+            "For another size put its config.json beside it."
+        )
+    return encoder.config.from_pretrained(path.parent)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """transformers reports unused weights at length; the unused towers are meant, and missing ones raise here."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -1,0 +1,54 @@
+"""Files that are whole or not there: safe writing, and reading that says what is wrong with a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it takes that name once the block ends without an error.
+
+    Whatever interrupts the writing, a file that was there before stays as it was, and no half file is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, memory-mapped, and its metadata.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, cut off, or of another kind.
+    """
+    check_file(path, expected)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or not a safetensors file ({error}). Expected {expected}.") from error
+
+
+def check_file(path: str | Path, expected: str) -> None:
+    """Raise ``FileNotFoundError`` or ``ValueError`` unless ``path`` is a file with something in it."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}. Expected {expected}.")
+    if not Path(path).stat().st_size:
+        raise ValueError(f"{path} is empty. Expected {expected}.")

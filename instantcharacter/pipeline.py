@@ -1,0 +1,205 @@
+"""diffusers' FLUX pipelines, with a character in the picture."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
+from torch import nn
+
+from .adapter import CharacterAdapter
+from .character import Character
+from .encoders import CharacterEncoder
+from .processor import Subject, attach, attached, detach
+from .reference import Fit, Picture, open_picture
+
+SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
+
+RECENT_PICTURES = 4
+"""How many pictures' characters a pipeline remembers."""
+
+
+class CharacterPipelineMixin:
+    """Put before a diffusers FLUX pipeline in a class's bases, it lets that pipeline draw characters.
+
+    Its own settings come on top of the pipeline's; everything else is the pipeline's, which is called, not copied.
+    """
+
+    character_adapter: CharacterAdapter | None = None
+    character_encoder: CharacterEncoder | None = None
+
+    def set_character_adapter(self, adapter: CharacterAdapter) -> None:
+        """Put an adapter into the transformer; its attention takes the transformer's dtype and device.
+
+        Raises:
+            ValueError: an adapter for a transformer of another width or number of blocks.
+        """
+        attach(self.transformer, adapter)
+        self.character_adapter = adapter
+        self._remembered = OrderedDict()
+
+    def remove_character_adapter(self) -> None:
+        """Make this a plain FLUX pipeline again."""
+        detach(self.transformer)
+        self.character_adapter = None
+        self._remembered = OrderedDict()
+
+    def set_character_encoder(self, encoder: CharacterEncoder | None) -> None:
+        """Set what looks at reference pictures; not needed where only :class:`Character` objects are drawn."""
+        self.character_encoder = encoder
+        self._remembered = OrderedDict()
+
+    def create_character(self, picture: Picture, fit: Fit = "pad") -> Character:
+        """Make a character of a reference picture, on the pipeline's device; recent pictures are remembered.
+
+        Args:
+            picture: anything :func:`~instantcharacter.reference.open_picture` takes.
+            fit: how it becomes a square: ``"pad"`` with white, or ``"stretch"``.
+
+        Raises:
+            ValueError: not a picture, or no adapter or encoder set.
+        """
+        adapter = self._adapter()
+        if self.character_encoder is None:
+            raise ValueError("no character encoder: call set_character_encoder, or pass a Character for the picture")
+        image = open_picture(picture)
+        key = (hashlib.blake2b(image.tobytes()).digest(), image.size, fit)
+        if key not in self._remembered:
+            adapter.projector.to(self._execution_device)
+            features = self.character_encoder.to(self._execution_device)(image, fit)
+            self._remembered[key] = adapter.create_character(features)
+        self._remembered.move_to_end(key)
+        while len(self._remembered) > RECENT_PICTURES:
+            self._remembered.popitem(last=False)
+        return self._remembered[key]
+
+    def __call__(
+        self,
+        *args: Any,
+        subject_image: SubjectImage = None,
+        subject_scale: float | Sequence[float] = 0.9,
+        subject_fit: Fit = "pad",
+        subject_start: float = 0.0,
+        subject_end: float = 1.0,
+        **kwargs: Any,
+    ) -> Any:
+        """Draw; the arguments are those of the diffusers pipeline, and these.
+
+        Args:
+            subject_image: the character: a picture, a :class:`Character`, or a list of either for several in one
+                picture. Without one this is the plain pipeline.
+            subject_scale: how strongly the character is drawn, about 0.6 to 1; less leaves more to the prompt, 0 is
+                plain FLUX. One for all, or one for each.
+            subject_fit: how a reference picture becomes a square: ``"pad"`` with white, or ``"stretch"``.
+            subject_start: fraction of the steps before which the character is left out, 0 to 1.
+            subject_end: fraction of the steps after which it is left out, 0 to 1.
+
+        Raises:
+            ValueError: an empty list, scales that are not finite or not one a character, start past end, no adapter
+                or encoder set, or a character that another adapter made.
+        """
+        if not 0 <= subject_start <= subject_end <= 1:
+            raise ValueError(f"subject_start {subject_start} and subject_end {subject_end}; expected 0 ≤ start ≤ end ≤ 1")
+        pictures, scales = _pair(subject_image, subject_scale)
+        subjects = [(self._character(p, subject_fit), scale) for p, scale in zip(pictures, scales) if scale != 0]
+        if not subjects:
+            return super().__call__(*args, **kwargs)
+        with self._drawing(subjects, subject_start, subject_end):
+            return super().__call__(*args, **kwargs)
+
+    def _adapter(self) -> CharacterAdapter:
+        if self.character_adapter is None or not attached(self.transformer, self.character_adapter):
+            raise ValueError("no character adapter in this pipeline's transformer: call set_character_adapter")
+        return self.character_adapter
+
+    def _character(self, picture: Picture | Character, fit: Fit) -> Character:
+        if not isinstance(picture, Character):
+            return self.create_character(picture, fit)
+        fingerprint = self._adapter().fingerprint()
+        if picture.fingerprint != fingerprint:
+            raise ValueError(
+                f"this character was made by adapter {picture.fingerprint}, the pipeline has {fingerprint}. "
+                "Make it again from its picture, or set the adapter that made it."
+            )
+        return picture
+
+    @contextmanager
+    def _drawing(self, subjects: list[tuple[Character, float]], start: float, end: float) -> Iterator[None]:
+        """Within this block, the transformer gets the subjects at every call."""
+        projector = self._adapter().projector.to(self._execution_device)
+        steps: list[list[Subject]] = []
+
+        def add_subjects(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            latents = kwargs["hidden_states"]
+            if not steps:
+                timesteps = self.scheduler.timesteps.to(latents.dtype).tolist()
+                steps.extend(_subjects_of_steps(subjects, projector, timesteps, self._first_step, start, end))
+            joint = dict(kwargs.get("joint_attention_kwargs") or {})
+            joint |= {"subjects": steps[self._step], "image_tokens": latents.shape[1]}
+            return args, {**kwargs, "joint_attention_kwargs": joint}
+
+        hook = self.transformer.register_forward_pre_hook(add_subjects, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @property
+    def _first_step(self) -> int:
+        """The index in the schedule that this run began with: above 0 where it began with a picture."""
+        return self.scheduler.begin_index or 0
+
+    @property
+    def _step(self) -> int:
+        """The index in the schedule now, which the scheduler counts on the host."""
+        return self._first_step if self.scheduler.step_index is None else self.scheduler.step_index
+
+
+class InstantCharacterPipeline(CharacterPipelineMixin, FluxPipeline):
+    """Text to image, see :class:`CharacterPipelineMixin`."""
+
+
+class InstantCharacterImg2ImgPipeline(CharacterPipelineMixin, FluxImg2ImgPipeline):
+    """Image to image, see :class:`CharacterPipelineMixin`."""
+
+
+class InstantCharacterInpaintPipeline(CharacterPipelineMixin, FluxInpaintPipeline):
+    """Inpainting, see :class:`CharacterPipelineMixin`."""
+
+
+def _pair(subject_image: SubjectImage, subject_scale: float | Sequence[float]) -> tuple[list[Any], list[float]]:
+    """The pictures or characters as a list, and a finite scale for each."""
+    several = isinstance(subject_image, (list, tuple))
+    pictures = list(subject_image) if several else [subject_image]
+    if not pictures or (several and None in pictures):
+        raise ValueError("subject_image is a list that is empty or has a None in it; expected a character at least")
+    scales = list(subject_scale) if isinstance(subject_scale, (list, tuple)) else [subject_scale] * len(pictures)
+    if len(scales) != len(pictures):
+        raise ValueError(f"{len(scales)} subject_scale for {len(pictures)} characters; expected one for all or one each")
+    if not all(math.isfinite(scale) for scale in scales):
+        raise ValueError(f"subject_scale is {subject_scale}; expected finite numbers")
+    return ([], []) if subject_image is None else (pictures, [float(scale) for scale in scales])
+
+
+def _subjects_of_steps(
+    subjects: list[tuple[Character, float]],
+    projector: nn.Module,
+    timesteps: list[float],
+    first: int,
+    start: float,
+    end: float,
+) -> list[list[Subject]]:
+    """For each timestep in the schedule, the subjects to draw at it."""
+    count = len(timesteps) - first
+    drawn = [i for i in range(first, len(timesteps)) if start <= (i - first) / count and (i - first + 1) / count <= end]
+    steps: list[list[Subject]] = [[] for _ in timesteps]
+    for character, scale in subjects:
+        for step, tokens in zip(drawn, character.tokens(projector, [timesteps[i] for i in drawn])):
+            steps[step].append(Subject(tokens, scale))
+    return steps

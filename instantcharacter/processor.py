@@ -1,0 +1,165 @@
+"""Character attention inside diffusers' FLUX transformer, through its own extension point, the attention processor.
+
+Nothing of FLUX is copied: the processor that is there goes on doing FLUX's attention, and is watched at two places,
+where it normalises its query and where it projects its output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from .adapter import CharacterAdapter
+from .attention import CharacterAttention
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One character at one timestep.
+
+    Attributes:
+        tokens: [1, N, token_dim] for the whole batch, or a row for each picture in it.
+        scale: how strongly it is drawn; 1 is what the adapter was trained with.
+    """
+
+    tokens: Tensor
+    scale: float
+
+
+class CharacterAttnProcessor(nn.Module):
+    """An attention processor that adds characters to what another one computes.
+
+    ``subjects`` and ``image_tokens`` come through ``joint_attention_kwargs``; without them it is the other one.
+    It is a module, so that its weights move, stream and are cast with the FLUX block it sits in.
+
+    Args:
+        inner: the processor that was there.
+        attention: this block's character attention.
+        query_scale: [head_dim], the weight of FLUX's query norm in this block.
+    """
+
+    def __init__(self, inner: Any, attention: CharacterAttention, query_scale: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.attention = attention
+        self.register_buffer("query_scale", query_scale, persistent=False)
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        subjects: list[Subject] | None = None,
+        image_tokens: int = 0,
+    ) -> Any:
+        inputs = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        if not subjects:
+            return self.inner(attn, *inputs)
+        watched = _WatchedAttention(attn, partial(self._add, subjects, image_tokens))
+        out = self.inner(watched, *inputs)
+        return watched.add(out) if encoder_hidden_states is None else out
+
+    def _add(self, subjects: list[Subject], image_tokens: int, hidden_states: Tensor, query: Tensor) -> Tensor:
+        """Add what the last ``image_tokens`` rows of ``query`` see of the subjects to those of ``hidden_states``."""
+        attend = partial(dispatch_attention_fn, backend=self._attention_backend)
+        if hidden_states.requires_grad:  # autograd still needs the attention's own output
+            hidden_states = hidden_states.clone()
+        for subject in subjects:
+            seen = self.attention(query[:, -image_tokens:], subject.tokens, self.query_scale, attend)
+            hidden_states[:, -image_tokens:].add_(seen, alpha=subject.scale)
+        return hidden_states
+
+    @property
+    def _attention_backend(self) -> Any:
+        """Read and set by diffusers' ``set_attention_backend``."""
+        return getattr(self.inner, "_attention_backend", None)
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.inner._attention_backend = backend
+
+
+class _WatchedAttention:
+    """FLUX's attention module as a processor sees it, with its query remembered and its output added to.
+
+    A double-stream block projects its output through ``to_out``; a single-stream block returns it.
+    """
+
+    def __init__(self, attn: nn.Module, add: Any) -> None:
+        self._attn = attn
+        self._add = add
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attn, name)
+
+    def norm_q(self, query: Tensor) -> Tensor:
+        self.query = self._attn.norm_q(query)
+        return self.query
+
+    @property
+    def to_out(self) -> list[Any]:
+        project, dropout = self._attn.to_out
+        return [lambda hidden_states: project(self.add(hidden_states)), dropout]
+
+    def add(self, hidden_states: Tensor) -> Tensor:
+        return self._add(hidden_states, self.query)
+
+
+def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> None:
+    """Put the adapter's attention into every block of a FLUX transformer, in place of one that was there before.
+
+    Raises:
+        ValueError: a transformer of another width, with other heads, or with another number of blocks.
+    """
+    detach(transformer)
+    config = adapter.config
+    processors = transformer.attn_processors
+    heads = transformer.config.num_attention_heads
+    for what, found, expected in (
+        ("width", heads * transformer.config.attention_head_dim, config.attention_dim),
+        ("number of attention heads", heads, config.attention_heads),
+        ("number of blocks", len(processors), config.num_attention_blocks),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"the transformer's {what} is {found}, the adapter is made for {expected}. "
+                "InstantCharacter's is for FLUX.1-dev and models of its shape."
+            )
+    transformer.set_attn_processor(
+        {
+            name: _processor(transformer.get_submodule(name.removesuffix(".processor")), attention)
+            for name, attention in zip(processors, adapter.attention, strict=True)
+        }
+    )
+
+
+def detach(transformer: FluxTransformer2DModel) -> None:
+    """Give a transformer back the attention processors it had before :func:`attach`."""
+    processors = transformer.attn_processors
+    transformer.set_attn_processor(
+        {name: p.inner if isinstance(p, CharacterAttnProcessor) else p for name, p in processors.items()}
+    )
+
+
+def attached(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> bool:
+    """Whether a transformer carries this adapter."""
+    first = next(iter(transformer.attn_processors.values()))
+    return isinstance(first, CharacterAttnProcessor) and first.attention is adapter.attention[0]
+
+
+def _processor(attn: nn.Module, attention: nn.Module) -> CharacterAttnProcessor:
+    weight = attn.norm_q.weight
+    if weight.is_meta:
+        raise ValueError("the transformer's weights are offloaded: set the character adapter before enabling offload")
+    if not weight.all():
+        raise ValueError("FLUX's query norm has a scale of 0 in a channel, which no character attention can undo")
+    attention.to(device=weight.device, dtype=weight.dtype)
+    return CharacterAttnProcessor(attn.processor, attention, weight.detach().clone())

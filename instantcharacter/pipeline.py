@@ -35,7 +35,7 @@ class CharacterPipelineMixin:
     character_encoder: CharacterEncoder | None = None
 
     def set_character_adapter(self, adapter: CharacterAdapter) -> None:
-        """Put an adapter into the transformer; its attention takes the transformer's dtype and device.
+        """Put an adapter into the transformer, in its dtype and on its device; set it again if its weights change.
 
         Raises:
             ValueError: an adapter for a transformer of another width or number of blocks.
@@ -114,15 +114,15 @@ class CharacterPipelineMixin:
             return super().__call__(*args, **kwargs)
 
     def _adapter(self) -> CharacterAdapter:
-        if self.character_adapter is None or not attached(self.transformer, self.character_adapter):
+        if self.character_adapter is None or not attached(self.transformer):
             raise ValueError("no character adapter in this pipeline's transformer: call set_character_adapter")
         return self.character_adapter
 
     def _character(self, picture: Picture | Character, fit: Fit) -> Character:
         if not isinstance(picture, Character):
             return self.create_character(picture, fit)
-        fingerprint = self._adapter().fingerprint()
-        if picture.fingerprint != fingerprint:
+        self._adapter()
+        if picture.fingerprint != (fingerprint := attached(self.transformer)):
             raise ValueError(
                 f"this character was made by adapter {picture.fingerprint}, the pipeline has {fingerprint}. "
                 "Make it again from its picture, or set the adapter that made it."

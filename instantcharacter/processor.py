@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .adapter import CharacterAdapter
 from .attention import CharacterAttention
+from .folding import fold
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Subject:
     """One character at one timestep.
 
     Attributes:
-        tokens: [1, N, token_dim] for the whole batch, or a row for each picture in it.
+        tokens: [1, N, C] for the whole batch, or a row for each picture in it; C is what the attention takes.
         scale: how strongly it is drawn; 1 is what the adapter was trained with.
     """
 
@@ -42,12 +43,14 @@ class CharacterAttnProcessor(nn.Module):
         inner: the processor that was there.
         attention: this block's character attention.
         query_scale: [head_dim], the weight of FLUX's query norm in this block.
+        fingerprint: names the adapter that the attention is of.
     """
 
-    def __init__(self, inner: Any, attention: CharacterAttention, query_scale: Tensor) -> None:
+    def __init__(self, inner: Any, attention: CharacterAttention, query_scale: Tensor, fingerprint: str) -> None:
         super().__init__()
         self.inner = inner
         self.attention = attention
+        self.fingerprint = fingerprint
         self.register_buffer("query_scale", query_scale, persistent=False)
 
     def __call__(
@@ -114,29 +117,25 @@ class _WatchedAttention:
 
 
 def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> None:
-    """Put the adapter's attention into every block of a FLUX transformer, in place of one that was there before.
+    """Put the adapter's attention, folded, into every block of a FLUX transformer, in place of one there before.
+
+    It takes the transformer's dtype and device. Weights of the adapter that change later are not followed.
 
     Raises:
-        ValueError: a transformer of another width, with other heads, or with another number of blocks.
+        ValueError: a transformer of another width, with other heads, or with another number of blocks; or one whose
+            weights are offloaded already.
     """
     detach(transformer)
-    config = adapter.config
+    _check_fits(transformer, adapter)
     processors = transformer.attn_processors
-    heads = transformer.config.num_attention_heads
-    for what, found, expected in (
-        ("width", heads * transformer.config.attention_head_dim, config.attention_dim),
-        ("number of attention heads", heads, config.attention_heads),
-        ("number of blocks", len(processors), config.num_attention_blocks),
-    ):
-        if found != expected:
-            raise ValueError(
-                f"the transformer's {what} is {found}, the adapter is made for {expected}. "
-                "InstantCharacter's is for FLUX.1-dev and models of its shape."
-            )
+    modules = [transformer.get_submodule(name.removesuffix(".processor")) for name in processors]
+    scales = [_query_scale(attn) for attn in modules]
+    attentions = fold(adapter, scales[0].device, scales[0].dtype)
+    fingerprint = adapter.fingerprint()
     transformer.set_attn_processor(
         {
-            name: _processor(transformer.get_submodule(name.removesuffix(".processor")), attention)
-            for name, attention in zip(processors, adapter.attention, strict=True)
+            name: CharacterAttnProcessor(inner, attention, scale, fingerprint)
+            for (name, inner), attention, scale in zip(processors.items(), attentions, scales, strict=True)
         }
     )
 
@@ -149,17 +148,31 @@ def detach(transformer: FluxTransformer2DModel) -> None:
     )
 
 
-def attached(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> bool:
-    """Whether a transformer carries this adapter."""
+def attached(transformer: FluxTransformer2DModel) -> str | None:
+    """The fingerprint of the adapter that a transformer carries, if it carries one."""
     first = next(iter(transformer.attn_processors.values()))
-    return isinstance(first, CharacterAttnProcessor) and first.attention is adapter.attention[0]
+    return first.fingerprint if isinstance(first, CharacterAttnProcessor) else None
 
 
-def _processor(attn: nn.Module, attention: nn.Module) -> CharacterAttnProcessor:
+def _check_fits(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> None:
+    config, heads = adapter.config, transformer.config.num_attention_heads
+    for what, found, expected in (
+        ("width", heads * transformer.config.attention_head_dim, config.attention_dim),
+        ("number of attention heads", heads, config.attention_heads),
+        ("number of blocks", len(transformer.attn_processors), config.num_attention_blocks),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"the transformer's {what} is {found}, the adapter is made for {expected}. "
+                "InstantCharacter's is for FLUX.1-dev and models of its shape."
+            )
+
+
+def _query_scale(attn: nn.Module) -> Tensor:
+    """A copy of the weight of FLUX's query norm: under offload the original is not always there."""
     weight = attn.norm_q.weight
     if weight.is_meta:
         raise ValueError("the transformer's weights are offloaded: set the character adapter before enabling offload")
     if not weight.all():
-        raise ValueError("FLUX's query norm has a scale of 0 in a channel, which no character attention can undo")
-    attention.to(device=weight.device, dtype=weight.dtype)
-    return CharacterAttnProcessor(attn.processor, attention, weight.detach().clone())
+        raise ValueError("FLUX's query norm has a scale of 0 in a channel, which character attention cannot undo")
+    return weight.detach().clone()

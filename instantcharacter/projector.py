@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
-from einops import rearrange
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .adapter import AdapterConfig
 
 TIME_CHANNELS = 320
+FOLDED_CHANNELS = 8
+"""What folded tokens have beside the Q-former's channels: 1 / σ, then zeros up to a width that GPUs multiply fast."""
 
 
 class CharacterProjector(nn.Module):
@@ -62,15 +63,16 @@ class CharacterProjector(nn.Module):
         scales = self.proj(low_res_deep) + self.proj_cross_scale(scales)
         return torch.cat([scales, self.proj_cross_layer(layers)], dim=1)
 
-    def resample(self, fused: Tensor, timestep: Tensor) -> Tensor:
+    def resample(self, fused: Tensor, timestep: Tensor, folded: bool = False) -> Tensor:
         """Character tokens at a timestep.
 
         Args:
             fused: [B, M, F], what :meth:`fuse` returned.
             timestep: [B] or [1], in [0, 1000]. With B = 1 a longer one gives a row for each timestep.
+            folded: leave the last projection to the attention, see :mod:`.folding`.
 
         Returns:
-            [B, num_tokens, token_dim].
+            [B, num_tokens, token_dim]; folded, [B, num_tokens, resampler_dim + 8].
 
         Raises:
             ValueError: ``fused`` of another width, or a timestep that fits no batch.
@@ -80,7 +82,7 @@ class CharacterProjector(nn.Module):
             raise ValueError(f"fused features are {list(fused.shape)}; expected [batch, tokens, {width}]")
         if timestep.ndim != 1 or not (len(timestep) == len(fused) or 1 in (len(timestep), len(fused))):
             raise ValueError(f"timestep is {list(timestep.shape)}; expected [1] or [{len(fused)}], one a character")
-        return self.resampler(fused, timestep)
+        return self.resampler(fused, timestep, folded)
 
     def _check_features(self, *features: Tensor) -> None:
         width = self.proj.fc1.in_features
@@ -108,7 +110,17 @@ class Resampler(nn.Module):
         self.proj_out = nn.Linear(dim, config.token_dim)
         self.norm_out = nn.LayerNorm(config.token_dim)
 
-    def forward(self, fused: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, fused: Tensor, timestep: Tensor, folded: bool = False) -> Tensor:
+        latents = self._read(fused, timestep)
+        tokens = self.proj_out(latents)
+        if not folded:
+            return self.norm_out(tokens)
+        variance = tokens.float().var(dim=-1, keepdim=True, correction=0)
+        inverse = (variance + self.norm_out.eps).rsqrt()
+        return torch.cat([latents * inverse, F.pad(inverse, (0, FOLDED_CHANNELS - 1))], dim=-1).to(latents.dtype)
+
+    def _read(self, fused: Tensor, timestep: Tensor) -> Tensor:
+        """The queries after the last layer, [B, num_tokens, resampler_dim]."""
         sinusoid = get_timestep_embedding(timestep, TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         time = self.time_embedding(sinusoid.to(fused)).unsqueeze(1)
         features = self.proj_in(fused) + time
@@ -117,8 +129,8 @@ class Resampler(nn.Module):
             shift_attn, scale_attn, shift_ff, scale_ff = modulation(time).chunk(4, dim=-1)
             queries = queries + attention(features, queries, shift_attn, scale_attn)
             norm, up, act, down = feed_forward
-            queries = queries + down(act(up(norm(queries) * (1 + scale_ff) + shift_ff)))
-        return self.norm_out(self.proj_out(queries))
+            queries = queries + down(act(up(modulate(norm(queries), shift_ff, scale_ff))))
+        return queries
 
 
 class PerceiverAttention(nn.Module):
@@ -135,13 +147,18 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, features: Tensor, queries: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """``features`` [B, M, D], ``queries`` [B, Q, D], ``shift`` and ``scale`` [B, 1, D] → [B, Q, D]."""
-        queries = self.norm2(queries) * (1 + scale) + shift
+        queries = modulate(self.norm2(queries), shift, scale)
         key, value = self.to_kv(torch.cat([self.norm1(features), queries], dim=1)).chunk(2, dim=-1)
         query, key, value = (
-            rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (self.to_q(queries), key, value)
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(queries), key, value)
         )
         out = F.scaled_dot_product_attention(query, key, value)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x · (1 + scale) + shift, in one pass over ``x``."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class Mlp(nn.Module):

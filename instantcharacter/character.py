@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import read_safetensors, written_whole
+from .memory import lent
 
 if TYPE_CHECKING:
     from .projector import CharacterProjector
@@ -36,23 +37,27 @@ class Character:
         self._tokens: WeakKeyDictionary[CharacterProjector, dict[tuple, Tensor]] = WeakKeyDictionary()
 
     @torch.no_grad()
-    def tokens(self, projector: CharacterProjector, timesteps: Sequence[float]) -> list[Tensor]:
+    def tokens(
+        self, projector: CharacterProjector, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> list[Tensor]:
         """What folded character attention attends to at each timestep in [0, 1000], see :mod:`.folding`.
 
         Computed only where the last schedule has none; those of other timesteps are dropped, so that one schedule
         is kept: 74 MB for 28 steps at the released sizes.
 
         Returns:
-            [1, num_tokens, resampler_dim + 8] for each timestep, in the projector's dtype, on its device.
+            [1, num_tokens, resampler_dim + 8] for each timestep.
         """
-        weight = projector.resampler.proj_in.weight
         kept = self._tokens.get(projector, {})
-        keys = [(timestep, weight.dtype, weight.device) for timestep in timesteps]
+        keys = [(timestep, device, dtype) for timestep in timesteps]
         if missing := [key for key in keys if key not in kept]:
-            fused = self.fused.to(weight)
-            made = {key: projector.resample(fused, weight.new_tensor([key[0]], dtype=torch.float32), folded=True) for key in missing}
-            self._tokens[projector] = {key: kept[key] if key in kept else made[key] for key in keys}
-        return [self._tokens[projector][key] for key in keys]
+            with lent(projector.resampler, device) as resampler:
+                fused = self.fused.to(resampler.proj_in.weight)
+                for key in missing:
+                    timestep = torch.tensor([key[0]], device=device)
+                    kept[key] = projector.resample(fused, timestep, folded=True).to(dtype)
+            self._tokens[projector] = {key: kept[key] for key in keys}
+        return [kept[key] for key in keys]
 
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all.

@@ -20,8 +20,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.touch()
+    mode = partial.stat().st_mode
     try:
         yield partial
+        partial.chmod(mode)  # safetensors leaves files that nobody else may read
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

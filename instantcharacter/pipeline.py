@@ -16,6 +16,7 @@ from torch import nn
 from .adapter import CharacterAdapter
 from .character import Character
 from .encoders import CharacterEncoder
+from .memory import lent
 from .processor import Subject, attach, attached, detach
 from .reference import Fit, Picture, open_picture
 
@@ -58,6 +59,8 @@ class CharacterPipelineMixin:
     def create_character(self, picture: Picture, fit: Fit = "pad") -> Character:
         """Make a character of a reference picture, on the pipeline's device; recent pictures are remembered.
 
+        The encoder and the projector are on that device only for their part of it, unless they are there anyway.
+
         Args:
             picture: anything :func:`~instantcharacter.reference.open_picture` takes.
             fit: how it becomes a square: ``"pad"`` with white, or ``"stretch"``.
@@ -71,9 +74,10 @@ class CharacterPipelineMixin:
         image = open_picture(picture)
         key = (hashlib.blake2b(image.tobytes()).digest(), image.size, fit)
         if key not in self._remembered:
-            adapter.projector.to(self._execution_device)
-            features = self.character_encoder.to(self._execution_device)(image, fit)
-            self._remembered[key] = adapter.create_character(features)
+            with lent(self.character_encoder, self._execution_device) as encoder:
+                features = encoder(image, fit)
+            with lent(adapter.projector, self._execution_device):
+                self._remembered[key] = adapter.create_character(features)
         self._remembered.move_to_end(key)
         while len(self._remembered) > RECENT_PICTURES:
             self._remembered.popitem(last=False)
@@ -132,14 +136,19 @@ class CharacterPipelineMixin:
     @contextmanager
     def _drawing(self, subjects: list[tuple[Character, float]], start: float, end: float) -> Iterator[None]:
         """Within this block, the transformer gets the subjects at every call."""
-        projector = self._adapter().projector.to(self._execution_device)
+        projector = self._adapter().projector
         steps: list[list[Subject]] = []
 
         def add_subjects(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
             latents = kwargs["hidden_states"]
             if not steps:
                 timesteps = self.scheduler.timesteps.to(latents.dtype).tolist()
-                steps.extend(_subjects_of_steps(subjects, projector, timesteps, self._first_step, start, end))
+                drawn = _window(len(timesteps), self._first_step, start, end)
+                steps.extend([] for _ in timesteps)
+                for character, scale in subjects:
+                    tokens = character.tokens(projector, [timesteps[i] for i in drawn], latents.device, latents.dtype)
+                    for step, step_tokens in zip(drawn, tokens):
+                        steps[step].append(Subject(step_tokens, scale))
             joint = dict(kwargs.get("joint_attention_kwargs") or {})
             joint |= {"subjects": steps[self._step], "image_tokens": latents.shape[1]}
             return args, {**kwargs, "joint_attention_kwargs": joint}
@@ -187,19 +196,7 @@ def _pair(subject_image: SubjectImage, subject_scale: float | Sequence[float]) -
     return ([], []) if subject_image is None else (pictures, [float(scale) for scale in scales])
 
 
-def _subjects_of_steps(
-    subjects: list[tuple[Character, float]],
-    projector: nn.Module,
-    timesteps: list[float],
-    first: int,
-    start: float,
-    end: float,
-) -> list[list[Subject]]:
-    """For each timestep in the schedule, the subjects to draw at it."""
-    count = len(timesteps) - first
-    drawn = [i for i in range(first, len(timesteps)) if start <= (i - first) / count and (i - first + 1) / count <= end]
-    steps: list[list[Subject]] = [[] for _ in timesteps]
-    for character, scale in subjects:
-        for step, tokens in zip(drawn, character.tokens(projector, [timesteps[i] for i in drawn])):
-            steps[step].append(Subject(tokens, scale))
-    return steps
+def _window(steps: int, first: int, start: float, end: float) -> list[int]:
+    """The steps, from ``first`` on, that lie wholly between two fractions of them."""
+    count = steps - first
+    return [i for i in range(first, steps) if start <= (i - first) / count and (i - first + 1) / count <= end]

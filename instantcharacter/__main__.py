@@ -1,0 +1,381 @@
+"""The command line: ``python -m instantcharacter {generate,encode,convert,demo}``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import models
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from .adapter import CharacterAdapter
+    from .character import Character
+    from .pipeline import InstantCharacterPipeline
+
+DTYPES = ("bfloat16", "float16", "float32")
+REAL_COMMAND = (
+    "python -m instantcharacter generate --reference assets/character.png "
+    '--prompt "the fox flies a paper plane over the sea" --output output/fox.png'
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for an error, 130 when cancelled."""
+    options = _parser().parse_args(arguments)
+    _quieten(options.verbose)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print("cancelled", file=sys.stderr)
+        return 130
+    except Exception as error:  # one line for people; the whole story with --verbose
+        if options.verbose:
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Draw pictures and write them as PNG, their settings in its text."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from .files import written_whole
+
+    pictures, characters = _references(options), _load_characters(options.character)
+    _check_output(options.output, ".png")
+    if options.save_character:
+        _check_output(options.save_character, ".safetensors")
+        if len(pictures) != 1:
+            raise ValueError(f"--save-character keeps one character; there are {len(pictures)} --reference")
+    count = len(pictures) + len(characters)
+    if not count:
+        raise ValueError("nobody to draw: give --reference PICTURE or --character FILE")
+    if len(options.scale) not in (1, count):
+        raise ValueError(f"{len(options.scale)} --scale for {count} characters: give one for all, or one each")
+    for path, _ in options.lora:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no LoRA file {path}")
+
+    seed = random.getrandbits(32) if options.seed is None else options.seed
+    adapter = _load_adapter(options)
+    if pictures:
+        made = _make_characters(adapter, pictures, options)
+        if options.save_character:
+            made[0].save(options.save_character)
+            print(f"wrote {options.save_character}")
+        characters = made + characters
+    pipeline = _load_pipeline(adapter, options)
+    width, height = options.size
+    image = _draw(pipeline, options, characters, seed)
+    settings = {
+        "prompt": options.prompt,
+        "scale": options.scale,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "size": f"{width}x{height}",
+        "seed": seed,
+        "lora": [f"{path.name}:{weight}" for path, weight in options.lora],
+        "model": Path(options.model).name,
+    }
+    text = PngInfo()
+    text.add_itxt("Description", options.prompt)
+    text.add_itxt("instantcharacter", json.dumps(settings, ensure_ascii=False))
+    with written_whole(options.output) as partial:
+        image.save(partial, format="PNG", pnginfo=text)
+    print(f"wrote {options.output} (seed {seed})")
+
+
+def encode(options: argparse.Namespace) -> None:
+    """Make a character file of a picture: needs the encoders and the adapter, not FLUX."""
+    if len(options.reference) != 1:
+        raise ValueError(f"a character is made of one picture; there are {len(options.reference)} --reference")
+    pictures = _references(options)
+    _check_output(options.output, ".safetensors")
+    (character,) = _make_characters(_load_adapter(options), pictures, options)
+    character.save(options.output)
+    print(f"wrote {options.output}")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write an adapter as ``.safetensors``, beside the original unless told otherwise."""
+    from .adapter import CharacterAdapter
+
+    source = models.adapter_file(options.adapter)
+    output = options.output or source.with_suffix(".safetensors")
+    if output.suffix not in (".safetensors", ".bin"):
+        raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .bin")
+    if output.exists():
+        raise FileExistsError(f"{output} is there already: delete it, or name another with --output")
+    stages = _stages(2, "convert")
+    stages("reading")
+    adapter = CharacterAdapter.from_file(source, dtype=_dtype(options) if options.dtype else None)
+    stages("writing")
+    adapter.save(output)
+    stages()
+    print(f"wrote {output}")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Run the whole path at a tiny size."""
+    from .demo import draw_demo
+    from .files import written_whole
+
+    _check_output(options.output, ".png")
+    page = draw_demo(options.reference)
+    with written_whole(options.output) as partial:
+        page.save(partial, format="PNG")
+    print(f"wrote {options.output}")
+    print("The weights are tiny and random, so what is drawn is noise: this shows that the whole path runs.")
+    print(f"With the real weights (FLUX.1-dev, about 47 GB to fetch, a GPU):\n  {REAL_COMMAND}")
+
+
+def _draw(
+    pipeline: InstantCharacterPipeline, options: argparse.Namespace, characters: list[Character], seed: int
+) -> Image.Image:
+    import torch
+
+    width, height = options.size
+    result = pipeline(
+        options.prompt,
+        subject_image=characters,
+        subject_scale=options.scale[0] if len(options.scale) == 1 else options.scale,
+        width=width,
+        height=height,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return result.images[0]
+
+
+def _load_adapter(options: argparse.Namespace) -> CharacterAdapter:
+    from .adapter import CharacterAdapter
+
+    return CharacterAdapter.from_file(models.adapter_file(options.adapter), dtype=_dtype(options))
+
+
+def _make_characters(
+    adapter: CharacterAdapter, pictures: list[Image.Image], options: argparse.Namespace
+) -> list[Character]:
+    """Characters of the pictures; the encoders are let go of afterwards."""
+    from .encoders import CharacterEncoder
+    from .memory import lent
+
+    stages = _stages(1 + len(pictures), "reference")
+    stages("loading the encoders")
+    encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype=_dtype(options))
+    characters = []
+    with lent(encoder, _device(options)), lent(adapter.projector, _device(options)):
+        for picture in pictures:
+            stages("looking at the picture")
+            characters.append(adapter.create_character(encoder(picture, options.fit)))
+    stages()
+    return characters
+
+
+def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
+    """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
+    from .pipeline import InstantCharacterPipeline
+
+    pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
+    for i, (path, _) in enumerate(options.lora):
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"style{i}")
+    if options.lora:
+        pipeline.set_adapters([f"style{i}" for i in range(len(options.lora))], [weight for _, weight in options.lora])
+    pipeline.set_character_adapter(adapter)
+    device = _device(options)
+    if options.offload == "none" or device.type == "cpu":
+        pipeline.to(device)
+    elif options.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.enable_sequential_cpu_offload(device=device)
+    return pipeline
+
+
+def _references(options: argparse.Namespace) -> list[Image.Image]:
+    """The reference pictures, cut out where there are masks."""
+    from .reference import cut_out, open_picture
+
+    masks = options.mask or [None] * len(options.reference)
+    if len(masks) != len(options.reference):
+        raise ValueError(f"{len(masks)} --mask for {len(options.reference)} --reference: give one each, or none")
+    return [cut_out(picture, mask) if mask else open_picture(picture) for picture, mask in zip(options.reference, masks)]
+
+
+def _load_characters(paths: list[Path]) -> list[Character]:
+    from .character import Character
+
+    return [Character.load(path) for path in paths]
+
+
+def _check_output(path: Path, suffix: str) -> None:
+    """Before the long work: the name ends as it should, and its folder can be written to."""
+    if path.suffix != suffix:
+        raise ValueError(f"{path}: expected a name that ends in {suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_name(f".{path.name}.trial")
+    trial.touch()
+    trial.unlink()
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    import torch
+
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _dtype(options: argparse.Namespace) -> torch.dtype:
+    import torch
+
+    return getattr(torch, options.dtype or ("float32" if _device(options).type == "cpu" else "bfloat16"))
+
+
+def _stages(count: int, name: str) -> Callable[..., None]:
+    """A progress bar over long stages: call it with each stage's name as it begins, and with nothing at the end."""
+    from huggingface_hub.utils import tqdm
+
+    bar, begun = tqdm(total=count, desc=name), False
+
+    def begin(stage: str | None = None) -> None:
+        nonlocal begun
+        bar.update(int(begun))
+        begun = True
+        bar.close() if stage is None else bar.set_postfix_str(stage)
+
+    return begin
+
+
+def _quieten(verbose: bool) -> None:
+    """Keep libraries' remarks, which are for developers, from people who did not ask for them."""
+    if not verbose:
+        warnings.filterwarnings("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = lines[0] if lines else type(error).__name__
+    if "out of memory" in message:
+        return "out of GPU memory: try --offload sequential, or a smaller --size"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return message
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m instantcharacter", description="Draw a character from one picture.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "generate", generate)
+    _reference_options(command, required=False)
+    command.add_argument("--character", type=Path, action="append", default=[], metavar="FILE",
+                         help="a character made before, in place of a reference; repeat for several")  # fmt: skip
+    command.add_argument("--save-character", type=Path, metavar="FILE", help="keep the reference's character")
+    command.add_argument("--prompt", required=True, help="what to draw")
+    command.add_argument("--output", type=Path, required=True, metavar="OUT.png")
+    command.add_argument("--scale", type=_number(-10, 10), nargs="+", default=[0.9],
+                         help="how strongly the character is drawn, 0.6 to 1 (0.9); one for all, or one each")  # fmt: skip
+    command.add_argument("--steps", type=_whole(1, 1000), default=28, help="denoising steps (28)")
+    command.add_argument("--guidance", type=_number(0, 100), default=3.5, help="FLUX's guidance (3.5)")
+    command.add_argument("--size", type=_size, default=(1024, 1024), metavar="WxH", help="pixels (1024x1024)")
+    command.add_argument("--seed", type=_whole(0, 2**64 - 1), help="the same seed draws the same picture")
+    command.add_argument("--lora", type=_lora, action="append", default=[], metavar="FILE:WEIGHT",
+                         help="a style LoRA; repeat for several")  # fmt: skip
+    command.add_argument("--model", default=models.FLUX, help=f"FLUX.1: a diffusers folder or hub id ({models.FLUX})")
+    command.add_argument("--offload", choices=("none", "model", "sequential"), default="model",
+                         help="keep on the GPU everything, one model, or one layer at a time (model)")  # fmt: skip
+    _model_options(command)
+
+    command = _command(commands, "encode", encode)
+    _reference_options(command, required=True)
+    command.add_argument("--output", type=Path, required=True, metavar="CHARACTER.safetensors")
+    _model_options(command)
+
+    command = _command(commands, "convert", convert)
+    command.add_argument("adapter", help="the released .bin, or another adapter file")
+    command.add_argument("--output", type=Path, help="beside the original, as .safetensors, if not given")
+    command.add_argument("--dtype", choices=DTYPES, help="the file's own if not given")
+    command.set_defaults(device=None)
+
+    command = _command(commands, "demo", demo)
+    command.add_argument("--reference", type=Path, default=Path("assets/character.png"))
+    command.add_argument("--output", type=Path, default=Path("output/demo.png"))
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    help_line = (function.__doc__ or "").splitlines()[0]
+    command = commands.add_parser(name, help=help_line, description=help_line)
+    command.add_argument("--verbose", action="store_true", help="the libraries' remarks, and the traceback of an error")
+    command.set_defaults(command=function)
+    return command
+
+
+def _reference_options(command: argparse.ArgumentParser, required: bool) -> None:
+    command.add_argument("--reference", action="append", default=[], required=required, metavar="PICTURE",
+                         help="a picture of the character; repeat for several characters")  # fmt: skip
+    command.add_argument("--mask", action="append", metavar="PICTURE", help="what to cut out of it: white keeps")
+    command.add_argument("--fit", choices=("pad", "stretch"), default="pad",
+                         help="how the reference becomes a square: on white, or distorted (pad)")  # fmt: skip
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--siglip", default=models.SIGLIP, help="a folder, hub id or .safetensors")
+    command.add_argument("--dinov2", default=models.DINOV2, help="a folder, hub id or .safetensors")
+    command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors or hub id")
+    command.add_argument("--device", help="cuda if there is one, else cpu")
+    command.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:  # NaN is not either
+            raise argparse.ArgumentTypeError(f"{text}: expected {low} to {high}")
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text}: expected {low} to {high}")
+        return value
+
+    return parse
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) and int(side) % 16 == 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text}: expected WIDTHxHEIGHT in multiples of 16, such as 1024x768")
+    return int(sides[0]), int(sides[1])
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:WEIGHT; a colon elsewhere belongs to the file's name."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (Path(path), _number(-10, 10)(weight)) if colon else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -122,6 +122,8 @@ class _Encoder:
     """What its keys begin with in a hub file."""
     towers: tuple[str, ...]
     """What its keys begin with after the prefix."""
+    patch_embedding: str
+    """The weight that tells its width."""
     layers: tuple[int, ...]
 
     @property
@@ -145,6 +147,7 @@ SIGLIP = _Encoder(
     },
     prefix="vision_model.",
     towers=("embeddings.", "encoder.", "post_layernorm."),
+    patch_embedding="embeddings.patch_embedding.weight",
     layers=SIGLIP_SHALLOW,
 )
 DINOV2 = _Encoder(
@@ -164,6 +167,7 @@ DINOV2 = _Encoder(
     },
     prefix="",
     towers=("embeddings.", "encoder.", "layernorm."),
+    patch_embedding="embeddings.patch_embeddings.projection.weight",
     layers=DINOV2_SHALLOW,
 )
 
@@ -195,23 +199,23 @@ def _load(encoder: _Encoder, source: str | Path, dtype: torch.dtype) -> Any:
 def _tower(encoder: _Encoder, path: Path) -> dict[str, Tensor]:
     """The encoder's own weights in a file, under a hub file's keys, whatever else the file holds."""
     tensors, _ = read_safetensors(path, encoder.expected)
-    keys = {key: encoder.prefix + key.removeprefix(encoder.prefix) for key in tensors}
     towers = tuple(encoder.prefix + tower for tower in encoder.towers)
-    state = {keys[key]: tensor for key, tensor in tensors.items() if keys[key].startswith(towers)}
-    if not state:
+    keyed = {encoder.prefix + key.removeprefix(encoder.prefix): tensor for key, tensor in tensors.items()}
+    state = {key: tensor for key, tensor in keyed.items() if key.startswith(towers)}
+    if encoder.prefix + encoder.patch_embedding not in state:
         raise ValueError(f"{path} holds {sorted(tensors)[:3]}, not {encoder.expected}")
     return state
 
 
 def _single_file_config(encoder: _Encoder, path: Path, state: dict[str, Tensor]) -> PretrainedConfig:
-    """The released sizes if the file has them, else the ``config.json`` beside it."""
-    widths = {tensor.shape[0] for key, tensor in state.items() if key.endswith("projection.weight") or "patch_embedding.weight" in key}
+    """The released sizes if the file is of the released width, else the ``config.json`` beside it."""
+    width = state[encoder.prefix + encoder.patch_embedding].shape[0]
     released = encoder.config(**encoder.released)
-    if released.hidden_size in widths:
+    if width == released.hidden_size:
         return released
     if not (path.parent / "config.json").is_file():
         raise ValueError(
-            f"{path} is of width {sorted(widths)}, {encoder.name} is of {released.hidden_size}. "
+            f"{path} is of width {width}, {encoder.name} is of {released.hidden_size}. "
             "For another size put its config.json beside it."
         )
     return encoder.config.from_pretrained(path.parent)

@@ -19,12 +19,16 @@ def lent(module: Module, device: torch.device) -> Iterator[Module]:
     Nothing is copied back: the weights at home, memory-mapped or not, are kept while the module is away. On the
     device already, it simply stays.
     """
-    parameters = [(parameter, parameter.data) for parameter in module.parameters()]
-    buffers = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner._buffers.items()]
+    home = [
+        (table, name, tensor, tensor.data)
+        for owner in module.modules()
+        for table in (owner._parameters, owner._buffers)
+        for name, tensor in table.items()
+        if tensor is not None
+    ]
     try:
         yield module.to(device)
     finally:
-        for parameter, data in parameters:
-            parameter.data = data
-        for owner, name, buffer in buffers:
-            owner._buffers[name] = buffer
+        for table, name, tensor, data in home:
+            tensor.data = data
+            table[name] = tensor

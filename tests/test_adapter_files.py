@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+
+import pytest
+import recorded
+import torch
+from safetensors.torch import save_file
+
+from instantcharacter import AdapterConfig, CharacterAdapter
+
+CONFIG = recorded.ADAPTER_CONFIG
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.fixture(params=[".bin", ".safetensors"])
+def path(request, tmp_path, adapter):
+    path = tmp_path / f"adapter{request.param}"
+    adapter.save(path)
+    return path
+
+
+def test_what_is_saved_is_loaded(path, adapter):
+    assert same_weights(CharacterAdapter.from_file(path, CONFIG), adapter)
+
+
+def test_bin_has_the_released_layout(tmp_path, adapter):
+    adapter.save(tmp_path / "a.bin")
+    parts = torch.load(tmp_path / "a.bin", weights_only=True)
+    assert {part: {key: list(tensor.shape) for key, tensor in state.items()} for part, state in parts.items()} == (
+        recorded.CONFIG["adapter_keys"]
+    )
+
+
+def test_safetensors_carry_their_sizes(tmp_path, adapter):
+    adapter.save(tmp_path / "a.safetensors")
+    assert CharacterAdapter.from_file(tmp_path / "a.safetensors").config == CONFIG
+
+
+def test_weights_take_the_dtype_asked_for(path):
+    adapter = CharacterAdapter.from_file(path, CONFIG, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in adapter.parameters()} == {torch.bfloat16}
+
+
+def test_loaded_adapter_can_be_trained(path):
+    adapter = CharacterAdapter.from_file(path, CONFIG)
+    fused = adapter.projector.fuse(*recorded.features(tokens=7))
+    tokens = adapter.projector.resample(fused, torch.tensor([500.0]))
+    query, scale = torch.randn(1, 5, 2, 128), torch.rand(128) + 0.5
+    sum(attention(query, tokens, scale).pow(2).sum() for attention in adapter.attention).backward()
+    without = [name for name, parameter in adapter.named_parameters() if parameter.grad is None]
+    assert not without
+    assert all(parameter.grad.isfinite().all() for parameter in adapter.parameters())
+
+
+def test_released_sizes_are_expected_of_a_bin_without_config(tmp_path, adapter):
+    adapter.save(tmp_path / "a.bin")
+    with pytest.raises(ValueError, match=r"lacks \d+ of \d+ weights.*Expected an InstantCharacter adapter"):
+        CharacterAdapter.from_file(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_missing_file_is_named(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        CharacterAdapter.from_file(tmp_path / f"nothing{suffix}")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
+def test_cut_off_file_is_refused(path, kept):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(ValueError, match=r"empty|cut off"):
+        CharacterAdapter.from_file(path, CONFIG)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_file_of_another_kind_is_refused(tmp_path, suffix):
+    path = tmp_path / f"page{suffix}"
+    path.write_text("<!DOCTYPE html><html>Access to this model is restricted</html>" * 20)
+    with pytest.raises(ValueError, match="Expected an InstantCharacter adapter"):
+        CharacterAdapter.from_file(path)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2, 2)}}, tmp_path / "other.bin")
+    with pytest.raises(ValueError, match=r"\['state_dict'\]"):
+        CharacterAdapter.from_file(tmp_path / "other.bin")
+    save_file({"layer.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="lacks"):
+        CharacterAdapter.from_file(tmp_path / "other.safetensors")
+
+
+class Harmful:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    marker = tmp_path / "was_run"
+    torch.save({"image_proj": Harmful(marker), "ip_adapter": {}}, tmp_path / "bad.bin")
+    with pytest.raises(ValueError, match="tensors alone"):
+        CharacterAdapter.from_file(tmp_path / "bad.bin")
+    (tmp_path / "plain.bin").write_bytes(pickle.dumps(Harmful(marker)))
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        CharacterAdapter.from_file(tmp_path / "plain.bin")
+    assert not marker.exists()
+
+
+def test_weights_of_other_sizes_are_named(path):
+    other = AdapterConfig(**{**CONFIG.__dict__, "token_dim": 32})
+    with pytest.raises(ValueError, match=r"to_k_ip.weight is \[256, 64\], not \[256, 32\]|proj_out"):
+        CharacterAdapter.from_file(path, other)
+
+
+def test_a_missing_weight_is_named(tmp_path, adapter):
+    adapter.save(tmp_path / "a.bin")
+    parts = torch.load(tmp_path / "a.bin", weights_only=True)
+    del parts["ip_adapter"]["2.to_v_ip.bias"]
+    torch.save(parts, tmp_path / "a.bin")
+    with pytest.raises(ValueError, match=r"lacks 1 of \d+ weights: attention.2.to_v_ip.bias"):
+        CharacterAdapter.from_file(tmp_path / "a.bin", CONFIG)
+
+
+def test_unexpected_weights_give_one_warning(tmp_path, adapter, caplog):
+    adapter.save(tmp_path / "a.bin")
+    parts = torch.load(tmp_path / "a.bin", weights_only=True)
+    parts["ip_adapter"] |= {"extra.one": torch.zeros(1), "extra.two": torch.zeros(1)}
+    torch.save(parts, tmp_path / "a.bin")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = CharacterAdapter.from_file(tmp_path / "a.bin", CONFIG)
+    assert same_weights(loaded, adapter)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "2 weights that are not used" in caplog.text
+
+
+def test_interrupted_saving_leaves_the_old_file(tmp_path, adapter, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    adapter.save(path)
+    before = path.read_bytes()
+
+    def full_disk(tensors, partial, metadata):
+        partial.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("instantcharacter.adapter.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        adapter.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_other_file_endings_are_refused(tmp_path, adapter):
+    with pytest.raises(ValueError, match=r"not as \.ckpt"):
+        adapter.save(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_tokens": 0}, "num_tokens is 0"),
+        ({"feature_dim": 2688.5}, "feature_dim is 2688.5"),
+        ({"attention_dim": 3071}, "3071 is not a multiple of attention_heads 24"),
+    ],
+)
+def test_impossible_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        AdapterConfig(**sizes)
+
+
+def test_fingerprint_is_the_same_in_bfloat16_and_from_a_file(path, adapter):
+    fingerprint = adapter.fingerprint()
+    assert CharacterAdapter.from_file(path, CONFIG).fingerprint() == fingerprint
+    assert CharacterAdapter.from_file(path, CONFIG, dtype=torch.bfloat16).fingerprint() == fingerprint
+
+
+def test_fingerprint_tells_adapters_apart():
+    assert recorded.adapter(seed=1).fingerprint() != recorded.adapter(seed=2).fingerprint()

@@ -22,7 +22,10 @@ from .projector import CharacterProjector
 
 logger = logging.getLogger(__name__)
 
-EXPECTED = "an InstantCharacter adapter: instantcharacter_ip-adapter.bin of tencent/InstantCharacter, or what `convert` made of it"
+EXPECTED = (
+    "an InstantCharacter adapter: instantcharacter_ip-adapter.bin of tencent/InstantCharacter, "
+    "or what `convert` made of it"
+)
 FORMAT = "instantcharacter.adapter"
 PARTS = {"image_proj": "projector", "ip_adapter": "attention"}
 """Part of a checkpoint file → attribute of :class:`CharacterAdapter`."""
@@ -74,6 +77,9 @@ class AdapterConfig:
                 raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
 
 
+RELEASED = AdapterConfig()
+
+
 class CharacterAdapter(nn.Module):
     """What InstantCharacter adds to FLUX: a projector, and an attention module for each FLUX block.
 
@@ -85,7 +91,7 @@ class CharacterAdapter(nn.Module):
 
     def __init__(self, config: AdapterConfig | None = None) -> None:
         super().__init__()
-        self.config = config = config or AdapterConfig()
+        self.config = config = config or RELEASED
         self.projector = CharacterProjector(config)
         self.attention = nn.ModuleList(
             CharacterAttention(config.attention_dim, config.attention_heads, config.token_dim)
@@ -161,7 +167,9 @@ class CharacterAdapter(nn.Module):
         """
         parameters = dict(sorted(self.projector.named_parameters()))
         samples = [p.detach().flatten()[:: -(-p.numel() // 16)].to(torch.bfloat16) for p in parameters.values()]
-        digest = hashlib.blake2b(repr([(key, tuple(p.shape)) for key, p in parameters.items()]).encode(), digest_size=16)
+        digest = hashlib.blake2b(
+            repr([(key, tuple(p.shape)) for key, p in parameters.items()]).encode(), digest_size=16
+        )
         digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
         return digest.hexdigest()
 

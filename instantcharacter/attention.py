@@ -18,8 +18,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """PyTorch's own attention on [B, S, H, D] queries and [B, N, H, D] keys and values."""
-    out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
-    return out.transpose(1, 2)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 class CharacterAttention(nn.Module):

@@ -111,7 +111,9 @@ def tiny_adapter(seed: int = 0) -> CharacterAdapter:
     torch.manual_seed(seed)
     adapter = CharacterAdapter(ADAPTER)
     for attention in adapter.attention:
-        nn.init.normal_(attention.to_v_ip.weight, std=1.0)  # untrained, the character would hardly be seen
+        nn.init.normal_(
+            attention.get_parameter("to_v_ip.weight"), std=1.0
+        )  # untrained, the character would hardly be seen
     return adapter.eval()
 
 

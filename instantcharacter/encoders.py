@@ -13,7 +13,14 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    PretrainedConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from .files import read_safetensors
 from .reference import Fit, Picture, open_picture, to_square, views
@@ -87,21 +94,27 @@ class CharacterEncoder(nn.Module):
             ValueError: not a picture, see :func:`~instantcharacter.reference.open_picture`.
         """
         low, high = views(to_square(open_picture(image), fit))
-        low_deep, low_shallow = self._see(low, shallow=True)
-        high_deep, _ = self._see(high)
-        return CharacterFeatures(low_shallow, low_deep, high_deep.flatten(0, 1)[None])
+        siglip, dinov2 = self._look(low, output_hidden_states=True)
+        shallow = _side_by_side(
+            [siglip.hidden_states[i] for i in SIGLIP_SHALLOW], [dinov2.hidden_states[i] for i in DINOV2_SHALLOW]
+        )
+        deep = _side_by_side([siglip.last_hidden_state], [dinov2.last_hidden_state])
+        siglip, dinov2 = self._look(high)
+        tiles = _side_by_side([siglip.last_hidden_state], [dinov2.last_hidden_state])
+        return CharacterFeatures(shallow, deep, tiles.flatten(0, 1)[None])
 
-    def _see(self, pictures: list[Image.Image], shallow: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Deep features [P, N, F] of P pictures and, if wanted, their shallow ones [P, 3·N, F]."""
+    def _look(self, pictures: list[Image.Image], **settings: Any) -> tuple[Any, Any]:
+        """What SigLIP and DINOv2 return for a batch of pictures."""
         weight = next(self.parameters())
-        siglip = self.siglip(_pixels(pictures, *SIGLIP_NORM).to(weight), output_hidden_states=shallow)
-        dinov2 = self.dinov2(_pixels(pictures, *DINOV2_NORM).to(weight), output_hidden_states=shallow)
-        deep = torch.cat([siglip.last_hidden_state, dinov2.last_hidden_state[:, 1:]], dim=-1)
-        if not shallow:
-            return deep, None
-        siglip_layers = torch.cat([siglip.hidden_states[i] for i in SIGLIP_SHALLOW], dim=1)
-        dinov2_layers = torch.cat([dinov2.hidden_states[i][:, 1:] for i in DINOV2_SHALLOW], dim=1)
-        return deep, torch.cat([siglip_layers, dinov2_layers], dim=-1)
+        return (
+            self.siglip(_pixels(pictures, *SIGLIP_NORM).to(weight), **settings),
+            self.dinov2(_pixels(pictures, *DINOV2_NORM).to(weight), **settings),
+        )
+
+
+def _side_by_side(siglip: list[Tensor], dinov2: list[Tensor]) -> Tensor:
+    """Layers one after the other, the encoders along channels; DINOv2's class token is dropped."""
+    return torch.cat([torch.cat(siglip, dim=1), torch.cat([layer[:, 1:] for layer in dinov2], dim=1)], dim=-1)
 
 
 def _pixels(pictures: list[Image.Image], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -25,7 +25,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(mode)  # safetensors leaves files that nobody else may read
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -44,7 +44,8 @@ def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor]
     check_file(path, expected)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            keys = file.keys()
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is cut off or not a safetensors file ({error}). Expected {expected}.") from error
 

@@ -1,8 +1,8 @@
 """The Q-former's last projection, folded into every block's keys and values.
 
-A character token is ``norm_out(proj_out(latent))``: linear in the latent but for one number, the norm's 1/σ. So keys and
-values, which are linear in the token, are linear in ``[latent / σ, 1 / σ]`` too, and the linear maps between multiply
-out ahead of time:
+A character token is ``norm_out(proj_out(latent))``: linear in the latent but for one number, the norm's 1/σ. So keys
+and values, which are linear in the token, are linear in ``[latent / σ, 1 / σ]`` too, and the linear maps between
+multiply out ahead of time:
 
     W (γ · C (P x + p) / σ + β) + b  =  (W γ C P) (x / σ)  +  (W γ C p) (1 / σ)  +  (W β + b)
 
@@ -25,14 +25,15 @@ from .projector import FOLDED_CHANNELS
 if TYPE_CHECKING:
     from .adapter import CharacterAdapter
 
+
 @torch.no_grad()
 def fold(adapter: CharacterAdapter, device: torch.device, dtype: torch.dtype) -> list[CharacterAttention]:
-    """The adapter's attention for tokens that were resampled with ``folded=True``, one module a block; the adapter itself stays as it is.
+    """The adapter's attention for tokens that were resampled with ``folded=True``, one module a block.
 
     The products are taken in float32, one block at a time, on the GPU if there is one.
 
     Args:
-        adapter: what to fold.
+        adapter: what to fold; it stays as it is.
         device: where the folded weights go.
         dtype: what they are rounded to.
     """
@@ -44,7 +45,9 @@ def fold(adapter: CharacterAdapter, device: torch.device, dtype: torch.dtype) ->
     blocks = []
     for attention in adapter.attention:
         with torch.device("meta"):
-            block = CharacterAttention(config.attention_dim, config.attention_heads, config.resampler_dim + FOLDED_CHANNELS)
+            block = CharacterAttention(
+                config.attention_dim, config.attention_heads, config.resampler_dim + FOLDED_CHANNELS
+            )
         state = _in_float32(attention, compute)
         for name in ("to_k_ip", "to_v_ip"):
             weight = state[f"{name}.weight"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -19,10 +19,10 @@ def lent(module: Module, device: torch.device) -> Iterator[Module]:
     Nothing is copied back: the weights at home, memory-mapped or not, are kept while the module is away. On the
     device already, it simply stays.
     """
-    home = [
+    home: list[tuple[dict[str, Any], str, Tensor, Tensor]] = [
         (table, name, tensor, tensor.data)
         for owner in module.modules()
-        for table in (owner._parameters, owner._buffers)
+        for table in (vars(owner)["_parameters"], vars(owner)["_buffers"])
         for name, tensor in table.items()
         if tensor is not None
     ]

@@ -7,7 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
@@ -20,13 +20,15 @@ from .memory import lent
 from .processor import Subject, attach, attached, detach
 from .reference import Fit, Picture, open_picture
 
+_Pipeline: Any = FluxPipeline if TYPE_CHECKING else object
+
 SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
 
 RECENT_PICTURES = 4
 """How many pictures' characters a pipeline remembers."""
 
 
-class CharacterPipelineMixin:
+class CharacterPipelineMixin(_Pipeline):
     """Put before a diffusers FLUX pipeline in a class's bases, it lets that pipeline draw characters.
 
     Its own settings come on top of the pipeline's; everything else is the pipeline's, which is called, not copied.
@@ -34,6 +36,7 @@ class CharacterPipelineMixin:
 
     character_adapter: CharacterAdapter | None = None
     character_encoder: CharacterEncoder | None = None
+    _remembered: OrderedDict[tuple, Character]
 
     def set_character_adapter(self, adapter: CharacterAdapter) -> None:
         """Put an adapter into the transformer, in its dtype and on its device; set it again if its weights change.
@@ -109,9 +112,11 @@ class CharacterPipelineMixin:
                 or encoder set, or a character that another adapter made.
         """
         if not 0 <= subject_start <= subject_end <= 1:
-            raise ValueError(f"subject_start {subject_start} and subject_end {subject_end}; expected 0 ≤ start ≤ end ≤ 1")
-        pictures, scales = _pair(subject_image, subject_scale)
-        subjects = [(self._character(p, subject_fit), scale) for p, scale in zip(pictures, scales) if scale != 0]
+            raise ValueError(
+                f"subject_start {subject_start} and subject_end {subject_end}; expected 0 ≤ start ≤ end ≤ 1"
+            )
+        pairs = _pair(subject_image, subject_scale)
+        subjects = [(self._character(picture, subject_fit), scale) for picture, scale in pairs if scale != 0]
         if not subjects:
             return super().__call__(*args, **kwargs)
         with self._drawing(subjects, subject_start, subject_end):
@@ -135,22 +140,15 @@ class CharacterPipelineMixin:
 
     @contextmanager
     def _drawing(self, subjects: list[tuple[Character, float]], start: float, end: float) -> Iterator[None]:
-        """Within this block, the transformer gets the subjects at every call."""
-        projector = self._adapter().projector
-        steps: list[list[Subject]] = []
+        """Within this block, the transformer gets the subjects of the step at every call."""
+        schedule: list[list[Subject]] = []
 
         def add_subjects(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
             latents = kwargs["hidden_states"]
-            if not steps:
-                timesteps = self.scheduler.timesteps.to(latents.dtype).tolist()
-                drawn = _window(len(timesteps), self._first_step, start, end)
-                steps.extend([] for _ in timesteps)
-                for character, scale in subjects:
-                    tokens = character.tokens(projector, [timesteps[i] for i in drawn], latents.device, latents.dtype)
-                    for step, step_tokens in zip(drawn, tokens):
-                        steps[step].append(Subject(step_tokens, scale))
+            if not schedule:
+                schedule.extend(self._schedule(subjects, start, end, latents.device, latents.dtype))
             joint = dict(kwargs.get("joint_attention_kwargs") or {})
-            joint |= {"subjects": steps[self._step], "image_tokens": latents.shape[1]}
+            joint |= {"subjects": schedule[self._step], "image_tokens": latents.shape[1]}
             return args, {**kwargs, "joint_attention_kwargs": joint}
 
         hook = self.transformer.register_forward_pre_hook(add_subjects, with_kwargs=True)
@@ -158,6 +156,24 @@ class CharacterPipelineMixin:
             yield
         finally:
             hook.remove()
+
+    def _schedule(
+        self,
+        subjects: list[tuple[Character, float]],
+        start: float,
+        end: float,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> list[list[Subject]]:
+        """The subjects to draw at each step of the scheduler's: the one time that the host waits for the GPU."""
+        timesteps = self.scheduler.timesteps.to(dtype).tolist()
+        drawn = _window(len(timesteps), self._first_step, start, end)
+        schedule: list[list[Subject]] = [[] for _ in timesteps]
+        for character, scale in subjects:
+            tokens = character.tokens(self._adapter().projector, [timesteps[i] for i in drawn], device, dtype)
+            for step, step_tokens in zip(drawn, tokens):
+                schedule[step].append(Subject(step_tokens, scale))
+        return schedule
 
     @property
     def _first_step(self) -> int:
@@ -182,18 +198,23 @@ class InstantCharacterInpaintPipeline(CharacterPipelineMixin, FluxInpaintPipelin
     """Inpainting, see :class:`CharacterPipelineMixin`."""
 
 
-def _pair(subject_image: SubjectImage, subject_scale: float | Sequence[float]) -> tuple[list[Any], list[float]]:
-    """The pictures or characters as a list, and a finite scale for each."""
-    several = isinstance(subject_image, (list, tuple))
-    pictures = list(subject_image) if several else [subject_image]
-    if not pictures or (several and None in pictures):
-        raise ValueError("subject_image is a list that is empty or has a None in it; expected a character at least")
-    scales = list(subject_scale) if isinstance(subject_scale, (list, tuple)) else [subject_scale] * len(pictures)
-    if len(scales) != len(pictures):
-        raise ValueError(f"{len(scales)} subject_scale for {len(pictures)} characters; expected one for all or one each")
+def _pair(
+    subject_image: SubjectImage, subject_scale: float | Sequence[float]
+) -> list[tuple[Picture | Character, float]]:
+    """The pictures or characters, each with its finite scale."""
+    pictures: list[Any] = list(subject_image) if isinstance(subject_image, (list, tuple)) else [subject_image]
+    scales: list[Any] = list(subject_scale) if isinstance(subject_scale, (list, tuple)) else [subject_scale]
     if not all(math.isfinite(scale) for scale in scales):
         raise ValueError(f"subject_scale is {subject_scale}; expected finite numbers")
-    return ([], []) if subject_image is None else (pictures, [float(scale) for scale in scales])
+    if subject_image is None:
+        return []
+    if not pictures or any(picture is None for picture in pictures):
+        raise ValueError("subject_image is a list that is empty or has a None in it; expected pictures or characters")
+    if len(scales) not in (1, len(pictures)):
+        raise ValueError(
+            f"{len(scales)} subject_scale for {len(pictures)} characters; expected one for all or one each"
+        )
+    return list(zip(pictures, scales * len(pictures)))
 
 
 def _window(steps: int, first: int, start: float, end: float) -> list[int]:

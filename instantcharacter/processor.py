@@ -6,11 +6,11 @@ where it normalises its query and where it projects its output.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class CharacterAttnProcessor(nn.Module):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -96,7 +96,7 @@ class _WatchedAttention:
     A double-stream block projects its output through ``to_out``; a single-stream block returns it.
     """
 
-    def __init__(self, attn: nn.Module, add: Any) -> None:
+    def __init__(self, attn: Any, add: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._attn = attn
         self._add = add
 
@@ -168,7 +168,7 @@ def _check_fits(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) 
             )
 
 
-def _query_scale(attn: nn.Module) -> Tensor:
+def _query_scale(attn: Any) -> Tensor:
     """A copy of the weight of FLUX's query norm: under offload the original is not always there."""
     weight = attn.norm_q.weight
     if weight.is_meta:

@@ -103,10 +103,7 @@ class Resampler(nn.Module):
         self.latents = nn.Parameter(torch.randn(1, config.num_tokens, dim) / dim**0.5)
         self.time_embedding = TimestepEmbedding(TIME_CHANNELS, dim, act_fn="silu")
         self.proj_in = nn.Linear(config.feature_dim, dim)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(dim, config.resampler_heads), _feed_forward(dim), _modulation(dim)])
-            for _ in range(config.resampler_layers)
-        )
+        self.layers = nn.ModuleList(ResamplerLayer(dim, config.resampler_heads) for _ in range(config.resampler_layers))
         self.proj_out = nn.Linear(dim, config.token_dim)
         self.norm_out = nn.LayerNorm(config.token_dim)
 
@@ -125,12 +122,24 @@ class Resampler(nn.Module):
         time = self.time_embedding(sinusoid.to(fused)).unsqueeze(1)
         features = self.proj_in(fused) + time
         queries = self.latents.expand(len(features), -1, -1)
-        for attention, feed_forward, modulation in self.layers:
-            shift_attn, scale_attn, shift_ff, scale_ff = modulation(time).chunk(4, dim=-1)
-            queries = queries + attention(features, queries, shift_attn, scale_attn)
-            norm, up, act, down = feed_forward
-            queries = queries + down(act(up(modulate(norm(queries), shift_ff, scale_ff))))
+        for layer in self.layers:
+            queries = layer(features, queries, time)
         return queries
+
+
+class ResamplerLayer(nn.ModuleList):
+    """Attention, feed-forward, and the timestep's shift and scale for both; a list, as the checkpoint's keys are."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 4 * dim))
+        super().__init__([PerceiverAttention(dim, heads), ModulatedFeedForward(dim), modulation])
+
+    def forward(self, features: Tensor, queries: Tensor, time: Tensor) -> Tensor:
+        """``features`` [B, M, D], ``queries`` [B, Q, D], ``time`` [B, 1, D] → the queries after this layer."""
+        attention, feed_forward, modulation = self
+        shift_attn, scale_attn, shift_ff, scale_ff = modulation(time).chunk(4, dim=-1)
+        queries = queries + attention(features, queries, shift_attn, scale_attn)
+        return queries + feed_forward(queries, shift_ff, scale_ff)
 
 
 class PerceiverAttention(nn.Module):
@@ -156,6 +165,19 @@ class PerceiverAttention(nn.Module):
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
+class ModulatedFeedForward(nn.ModuleList):
+    """Norm, modulation, and two linear layers with a hidden layer of four times the width; a list for its keys."""
+
+    def __init__(self, dim: int) -> None:
+        up, down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+        super().__init__([nn.LayerNorm(dim), up, nn.GELU(), down])
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """``x`` [B, Q, D], ``shift`` and ``scale`` [B, 1, D] → [B, Q, D]."""
+        norm, up, act, down = self
+        return down(act(up(modulate(norm(x), shift, scale))))
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x · (1 + scale) + shift, in one pass over ``x``."""
     return torch.addcmul(shift, x, 1 + scale)
@@ -179,13 +201,3 @@ def _fusion_blocks(config: AdapterConfig) -> nn.ModuleList:
         BasicTransformerBlock(dim, heads, dim // heads, cross_attention_dim=dim, norm_eps=1e-6)
         for _ in range(config.fusion_layers)
     )
-
-
-def _feed_forward(dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
-    )
-
-
-def _modulation(dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), nn.Linear(dim, 4 * dim))

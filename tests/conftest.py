@@ -10,6 +10,8 @@ import torch
 
 from instantcharacter import Character, CharacterAdapter, CharacterEncoder, InstantCharacterPipeline
 
+torch.set_num_threads(1)  # two test processes share two cores
+
 
 @pytest.fixture
 def adapter() -> CharacterAdapter:

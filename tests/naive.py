@@ -23,7 +23,9 @@ def linear(state: State, name: str, x: Tensor) -> Tensor:
 
 def layer_norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+    return (
+        centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+    )
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

@@ -404,7 +404,9 @@ def test_character_without_adapter_is_refused(character):
 def test_another_adapters_character_is_refused(pipeline, character):
     other = recorded.adapter(seed=7)
     foreign = Character(character.fused, other.fingerprint())
-    with pytest.raises(ValueError, match=rf"made by adapter {other.fingerprint()}, the pipeline has {character.fingerprint}"):
+    with pytest.raises(
+        ValueError, match=rf"made by adapter {other.fingerprint()}, the pipeline has {character.fingerprint}"
+    ):
         draw(pipeline, subject_image=foreign)
 
 

@@ -58,7 +58,9 @@ def test_transformer_is_the_recorded_one(adapter, scale):
         call["joint_attention_kwargs"] = {"subjects": [subject], "image_tokens": 24}
     with torch.no_grad():
         (ours,) = transformer(**call)
-    assert error(ours, EXPECTED["transformer.plain" if scale is None else f"transformer.scale_{scale}"]) < BLOCK_TOLERANCE
+    assert (
+        error(ours, EXPECTED["transformer.plain" if scale is None else f"transformer.scale_{scale}"]) < BLOCK_TOLERANCE
+    )
 
 
 @pytest.fixture

@@ -85,7 +85,9 @@ def test_every_mode_is_read(mode):
     elif mode == "F":
         white = Image.new("F", (3, 2), 1.0)
     elif white is None:
-        white = Image.new("RGB", (3, 2), WHITE).convert(mode) if mode != "LAB" else Image.new("LAB", (3, 2), (255, 0, 0))
+        white = (
+            Image.new("RGB", (3, 2), WHITE).convert(mode) if mode != "LAB" else Image.new("LAB", (3, 2), (255, 0, 0))
+        )
     opened = open_picture(white)
     assert (opened.mode, opened.size) == ("RGB", (3, 2))
     if mode != "LAB":

@@ -1,0 +1,26 @@
+# make demo: the whole path at a tiny size, into output/demo.png.  make test: style, types, tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/demo
+	$(BIN)/python -m instantcharacter demo
+
+test: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+.venv/demo: requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
+	touch $@
+
+.venv/test: .venv/demo
+	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv output

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import recorded
+import torch
+from PIL import Image
+
+from instantcharacter import Character, CharacterAdapter, InstantCharacterPipeline, demo
+from instantcharacter.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Tiny models on disk, as the hub would lay them out."""
+    folder = tmp_path_factory.mktemp("models")
+    InstantCharacterPipeline(**demo.tiny_components()).save_pretrained(folder / "flux")
+    demo.tiny_adapter().save(folder / "adapter.safetensors")
+    encoder = demo.tiny_encoder()
+    encoder.siglip.save_pretrained(folder / "siglip")
+    encoder.dinov2.save_pretrained(folder / "dinov2")
+    return folder
+
+
+@pytest.fixture
+def encoders(models) -> list[str]:
+    return [f"--{name}={models / name}" for name in ("siglip", "dinov2")] + [f"--adapter={models}/adapter.safetensors"]
+
+
+@pytest.fixture
+def generate(models, encoders, tmp_path):
+    """Runs ``generate`` with small settings; returns the exit status and the picture's path."""
+
+    def run(*arguments: object) -> tuple[int, Path]:
+        output = tmp_path / "out.png"
+        settings = ["--prompt=a fox", f"--output={output}", "--steps=2", "--size=48x32", "--seed=5"]
+        return main(["generate", *settings, f"--model={models / 'flux'}", *encoders, *map(str, arguments)]), output
+
+    return run
+
+
+def error_line(capsys) -> str:
+    """What was printed as the error: the only line that is not a progress bar."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_generate_draws_a_picture_that_carries_its_settings(generate):
+    status, output = generate("--reference", recorded.PICTURE, "--scale", 0.8, "--guidance", 2.5)
+    image = Image.open(output)
+    assert (status, image.size) == (0, (48, 32))
+    assert image.text["Description"] == "a fox"
+    assert json.loads(image.text["instantcharacter"]) == {
+        "prompt": "a fox",
+        "scale": [0.8],
+        "steps": 2,
+        "guidance": 2.5,
+        "size": "48x32",
+        "seed": 5,
+        "lora": [],
+        "model": "flux",
+    }
+
+
+def test_saved_character_draws_the_same_picture(generate, tmp_path):
+    character = tmp_path / "fox.safetensors"
+    _, output = generate("--reference", recorded.PICTURE, "--save-character", character)
+    first = Image.open(output).tobytes()
+    status, output = generate("--character", character)
+    assert status == 0
+    assert Image.open(output).tobytes() == first
+    _, output = generate("--character", character, "--scale", 0)
+    assert Image.open(output).tobytes() != first
+
+
+def test_encode_makes_the_character_that_generate_saves(generate, encoders, tmp_path):
+    encoded, saved = tmp_path / "encoded.safetensors", tmp_path / "saved.safetensors"
+    assert main(["encode", f"--reference={recorded.PICTURE}", f"--output={encoded}", *encoders]) == 0
+    generate("--reference", recorded.PICTURE, "--save-character", saved)
+    assert torch.equal(Character.load(encoded).fused, Character.load(saved).fused)
+
+
+def test_several_characters_each_with_a_scale(generate, tmp_path):
+    mirrored = tmp_path / "mirrored.png"
+    Image.open(recorded.PICTURE).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
+    both = ("--reference", recorded.PICTURE, "--reference", mirrored)
+    status, output = generate(*both, "--scale", 0.5, 0.9)
+    first = Image.open(output).tobytes()
+    assert status == 0
+    _, output = generate(*both, "--scale", 0.9, 0.5)
+    assert Image.open(output).tobytes() != first
+
+
+def test_mask_changes_what_is_seen(generate, tmp_path):
+    _, output = generate("--reference", recorded.PICTURE)
+    whole = Image.open(output).tobytes()
+    mask = Image.new("L", Image.open(recorded.PICTURE).size, 0)
+    mask.paste(255, (50, 50, 200, 300))
+    mask.save(tmp_path / "mask.png")
+    status, output = generate("--reference", recorded.PICTURE, "--mask", tmp_path / "mask.png")
+    assert status == 0
+    assert Image.open(output).tobytes() != whole
+
+
+def test_lora_changes_the_picture_with_its_weight(generate, tmp_path):
+    from diffusers import FluxPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    transformer = demo.tiny_components()["transformer"]
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(transformer)
+    FluxPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, weight_name="style.safetensors")
+    pictures = set()
+    for lora in (["--lora", f"{tmp_path}/style.safetensors:{weight}"] for weight in (0.5, 2)):
+        status, output = generate("--reference", recorded.PICTURE, *lora)
+        assert status == 0
+        pictures.add(Image.open(output).tobytes())
+    status, output = generate("--reference", recorded.PICTURE)
+    pictures.add(Image.open(output).tobytes())
+    assert len(pictures) == 3
+
+
+def test_convert_writes_safetensors_beside_the_original(tmp_path, models, monkeypatch):
+    monkeypatch.setattr("instantcharacter.adapter.RELEASED", demo.ADAPTER)
+    adapter = demo.tiny_adapter()
+    adapter.save(tmp_path / "ip.bin")
+    assert main(["convert", str(tmp_path / "ip.bin")]) == 0
+    converted = CharacterAdapter.from_file(tmp_path / "ip.safetensors")
+    assert converted.config == demo.ADAPTER
+    assert converted.fingerprint() == adapter.fingerprint()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ip.bin", "ip.safetensors"]
+
+
+def test_convert_does_not_write_over_a_file(tmp_path, models, capsys):
+    source = models / "adapter.safetensors"
+    before = source.read_bytes()
+    assert main(["convert", str(source)]) == 2
+    assert "is there already" in error_line(capsys)
+    assert source.read_bytes() == before
+
+
+def test_convert_can_round_to_another_dtype(tmp_path, models):
+    output = tmp_path / "small.safetensors"
+    assert main(["convert", str(models / "adapter.safetensors"), f"--output={output}", "--dtype=bfloat16"]) == 0
+    assert {p.dtype for p in CharacterAdapter.from_file(output).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nobody to draw"),
+        (["--reference", "gone.png"], "No such file or directory: gone.png"),
+        (["--reference", __file__], "is not a picture"),
+        (["--character", "gone.safetensors"], "there is no file gone.safetensors"),
+        (["--reference", recorded.PICTURE, "--scale", "0.5", "0.6"], "2 --scale for 1 characters"),
+        (
+            ["--reference", recorded.PICTURE, "--mask", recorded.PICTURE, "--mask", "b.png"],
+            "2 --mask for 1 --reference",
+        ),
+        (["--reference", recorded.PICTURE, "--lora", "gone.safetensors:0.5"], "no LoRA file gone.safetensors"),
+        (["--reference", recorded.PICTURE, "--adapter", "gone.bin"], "there is no file gone.bin"),
+        (["--reference", recorded.PICTURE, "--save-character", "fox.png"], "ends in .safetensors"),
+        (["--reference", recorded.PICTURE, "--output", "out.jpg"], "ends in .png"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(generate, capsys, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _ = generate(*arguments)
+    assert status == 2
+    assert message in error_line(capsys)
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--size 100x100",
+        "--size big",
+        "--steps 0",
+        "--scale nan",
+        "--guidance -1",
+        "--seed -1",
+        "--lora a:nan",
+        "--fit x",
+    ],
+)
+def test_impossible_settings_are_status_2(generate, arguments):
+    with pytest.raises(SystemExit) as stop:
+        generate("--reference", recorded.PICTURE, *arguments.split())
+    assert stop.value.code == 2
+
+
+def test_verbose_shows_the_traceback(generate, capsys):
+    status, _ = generate("--reference", "gone.png", "--verbose")
+    printed = capsys.readouterr().err
+    assert status == 2
+    assert "Traceback" in printed
+    assert "error: " in printed
+
+
+def test_cancelling_is_status_130(generate, monkeypatch, capsys):
+    def cancel(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InstantCharacterPipeline, "from_pretrained", cancel)
+    status, output = generate("--reference", recorded.PICTURE)
+    assert status == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_unreachable_hub_says_what_to_fetch(generate, capsys):
+    status, _ = generate("--reference", recorded.PICTURE, "--adapter", "nobody/nothing")
+    assert status == 2
+    assert "Fetch it by hand from https://huggingface.co/nobody/nothing" in error_line(capsys)
+
+
+def test_demo_draws_the_reference_and_three_scales(tmp_path, capsys):
+    output = tmp_path / "demo.png"
+    assert main(["demo", f"--output={output}", f"--reference={ROOT / 'assets/character.png'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "noise" in printed
+    assert "python -m instantcharacter generate --reference" in printed
+    page = Image.open(output)
+    panels = [page.crop((16 + 272 * i, 28, 272 + 272 * i, 284)).tobytes() for i in range(4)]
+    assert len(set(panels)) == 4
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        "import sys\n"
+        "from instantcharacter.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,71 @@
+"""What the repository promises to those who install it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import instantcharacter
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "instantcharacter").rglob("*.py"))
+RUN_TIME = {
+    "torch", "diffusers", "transformers", "accelerate", "huggingface_hub",
+    "safetensors", "einops", "pillow", "numpy", "peft", "tokenizers",
+}  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(str(node.module).split(".")[0])
+    return modules
+
+
+def test_public_names_are_there():
+    for name in instantcharacter.__all__:
+        assert getattr(instantcharacter, name).__doc__, name
+
+
+def test_every_import_is_a_stated_requirement():
+    stated = re.findall(r"^([a-z_]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    used = set().union(*(imported(path) for path in SOURCES)) - set(sys.stdlib_module_names)
+    used = {"pillow" if module == "PIL" else module for module in used}
+    assert used <= set(stated) | {"tokenizers"}  # transformers' own requirement, always with it
+    assert set(stated) <= RUN_TIME
+
+
+def test_torch_is_left_as_the_user_has_it():
+    (line,) = re.findall(r"^torch.*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert not re.search(r"==|<|~=", line)
+
+
+def test_importing_loads_nothing_heavy():
+    code = "import sys, instantcharacter; print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_character_picture_is_what_its_script_draws():
+    from PIL import Image, ImageChops
+
+    namespace: dict = {"__name__": "draw_character", "__file__": "draw_character.py"}
+    exec((ROOT / "assets/draw_character.py").read_text(encoding="utf-8"), namespace)
+    kept = Image.open(ROOT / "assets/character.png")
+    difference = ImageChops.difference(kept, namespace["draw_character"]())
+    assert kept.mode == "RGBA"
+    assert max(high for _, high in difference.getextrema()) <= 8
+
+
+def test_readme_names_the_two_commands_and_the_licences():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for words in ("make demo", "make test", "2504.12395", "non-commercial", "Apache-2.0"):
+        assert words in readme
+    for link in re.findall(r"\]\((?!http)([^)#]+)", readme):
+        assert (ROOT / link).exists(), link

@@ -1,7 +1,7 @@
 """What a character costs: real sizes, random weights, one CUDA device.
 
     python benchmarks/adapter.py            # 1024×1024, bfloat16, about 90 s on an H100
-    python benchmarks/adapter.py --tiny     # the same code at a tiny size, on a CPU: shows that it runs, measures nothing
+    python benchmarks/adapter.py --tiny     # the same code at a tiny size on a CPU: shows that it runs
 
 Times and memory do not depend on the weights' values. Plain FLUX and FLUX with a character are timed in turn in one
 run, and compared by their medians. What is learned from it is kept in ``benchmarks/RESULTS.md``.
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -26,9 +27,9 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from instantcharacter import CharacterAdapter, CharacterEncoder, demo, encoders
+from instantcharacter import Character, CharacterAdapter, CharacterEncoder, demo, encoders
 from instantcharacter.folding import fold
-from instantcharacter.processor import Subject, attach, attached, detach
+from instantcharacter.processor import Subject, attach, detach
 
 DTYPE = torch.bfloat16
 GIB = 2**30
@@ -78,15 +79,18 @@ def main() -> None:
         measure_encoders(device, options.repeats)
         transformer, adapter = random_flux(device), random_adapter(device)
         fused = measure_projector(device, adapter, options.repeats)
-        for batch in (1, 4):
-            measure_steps(device, transformer, adapter, fused, batch, options.repeats if batch == 1 else 7)
+        measure_steps(device, transformer, adapter, fused, batch=1, repeats=options.repeats)
+        measure_steps(device, transformer, adapter, fused, batch=4, repeats=7)
         if not options.tiny:
+            measure_memory(device, transformer, adapter, fused)
             check_that_nothing_waits(transformer, adapter, fused)
 
 
 def print_versions(device: Device) -> None:
     name = platform.processor() if device.tiny else torch.cuda.get_device_name()
-    print(f"{time.strftime('%Y-%m-%d')}, {name}, Python {platform.python_version()}, torch {torch.__version__}, ", end="")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {name}, Python {platform.python_version()}, torch {torch.__version__}, ", end=""
+    )
     print(f"diffusers {diffusers.__version__}, transformers {transformers.__version__}")
 
 
@@ -129,10 +133,15 @@ def measure_projector(device: Device, adapter: CharacterAdapter, repeats: int) -
     timestep = torch.tensor([700.0], device=device.name)
     report(device, "fuse", lambda: adapter.projector.fuse(*features), repeats)
     fused = adapter.projector.fuse(*features)
-    report(device, "resample, one call", lambda: adapter.projector.resample(fused, timestep), repeats)
-    folded = lambda: [adapter.projector.resample(fused, timestep, folded=True) for _ in range(28)]  # noqa: E731
-    report(device, "resample, folded, 28 timesteps", folded, 7)
-    report(device, "fold the adapter", lambda: fold(adapter, torch.device(device.name), DTYPE), 3)
+    report(device, "resample, one timestep, one call", lambda: adapter.projector.resample(fused, timestep), repeats)
+    timesteps = [1000.0 - 30 * i for i in range(28)]
+
+    def schedule() -> None:
+        Character(fused, "").tokens(adapter.projector, timesteps, fused.device, DTYPE)
+
+    report(device, "resample, 28 timesteps, as a pipeline does", schedule, 7)
+    scale = torch.ones(adapter.config.attention_dim // adapter.config.attention_heads).to(fused)
+    report(device, "fold the adapter", lambda: list(fold(adapter, [scale] * len(adapter.attention))), 3)
     return fused
 
 
@@ -146,54 +155,62 @@ def measure_steps(
 ) -> None:
     """One forward of FLUX: plain; with a character on unfolded attention; as the pipeline does it, folded."""
     call = step_inputs(device, transformer, batch)
-    image_tokens = call["hidden_states"].shape[1]
-    timestep = torch.tensor([700.0], device=device.name)
+    attention = {}
+    for folded in (False, True):
+        attach(transformer, adapter, folded)
+        processors = list(transformer.attn_processors.values())
+        attention[folded] = [processor.attention for processor in processors]
+    tokens = {folded: tokens_at(device, adapter, fused, folded) for folded in (False, True)}
 
-    def step(folded: bool) -> None:
-        tokens = adapter.projector.resample(fused, timestep, folded)
-        joint = {"subjects": [Subject(tokens, 0.9)], "image_tokens": image_tokens}
-        return lambda: transformer(**call, joint_attention_kwargs=joint)
+    def step(folded: bool | None) -> float:
+        for processor, of_block in zip(processors, attention[folded is not False], strict=True):
+            processor.attention = of_block
+        joint = None if folded is None else with_subject(tokens[folded], call)
+        return device.timed(lambda: transformer(**call, joint_attention_kwargs=joint))
 
-    detach(transformer)
-    device.peak()
-    transformer(**call)
-    peaks = {"plain FLUX": device.peak()}
-    attach(transformer, adapter)
-    assert attached(transformer)
-    processors = list(transformer.attn_processors.values())
-    ours = [processor.attention for processor in processors]
-
-    def use(attentions: list[torch.nn.Module], run: Callable[[], object]) -> float:
-        for processor, attention in zip(processors, attentions, strict=True):
-            processor.attention = attention
-        return device.timed(run)
-
-    plain, unfolded, folded = lambda: transformer(**call), step(folded=False), step(folded=True)
-    kinds = {
-        "plain FLUX": lambda: use(ours, plain),
-        "with a character, unfolded": lambda: use(list(adapter.attention), unfolded),
-        "with a character": lambda: use(ours, folded),
-        "plain FLUX, again": lambda: use(ours, plain),
-    }
+    kinds = {"plain FLUX": None, "with a character, unfolded": False, "with a character": True, "plain, again": None}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for repeat in range(repeats + 2):
-        for kind, run in kinds.items():
-            seconds = run()
+        for kind, folded in kinds.items():
+            seconds = step(folded)
             if repeat >= 2:  # the first two warm up
                 times[kind].append(seconds)
-    device.peak()
-    kinds["with a character"]()
-    peaks["with a character"] = device.peak()
-    side = 1024 if not device.tiny else 128
-    print(f"\none step, batch {batch}, {side}×{side}, {repeats} of each in turn")
+    print(
+        f"\none step, {call['hidden_states'].shape[1]} image tokens, batch {batch}, {repeats} of each in turn, medians"
+    )
     base = statistics.median(times["plain FLUX"])
     for kind, seconds in times.items():
         median = statistics.median(seconds)
-        peak = f"   peak {peaks[kind]:.2f} GiB" if kind in peaks else ""
-        print(f"  {kind:28s} {median * 1000:8.2f} ms   {median / base:.4f} ×{peak}")
+        print(f"  {kind:28s} {median * 1000:8.2f} ms   {median / base:.4f} ×")
 
 
-def step_inputs(device: Device, transformer: FluxTransformer2DModel, batch: int) -> dict[str, object]:
+def measure_memory(
+    device: Device, transformer: FluxTransformer2DModel, adapter: CharacterAdapter, fused: torch.Tensor
+) -> None:
+    """Peak of one step, with on the GPU only what a pipeline needs there to draw."""
+    call = step_inputs(device, transformer, batch=1)
+    tokens = tokens_at(device, adapter, fused, folded=True)
+    adapter.to("cpu")
+    detach(transformer)
+    torch.cuda.empty_cache()
+    device.peak()
+    transformer(**call)
+    print(f"\npeak of a step: plain FLUX {device.peak():.2f} GiB, ", end="")
+    attach(transformer, adapter)
+    device.peak()
+    transformer(**call, joint_attention_kwargs=with_subject(tokens, call))
+    print(f"with a character {device.peak():.2f} GiB")
+
+
+def tokens_at(device: Device, adapter: CharacterAdapter, fused: torch.Tensor, folded: bool) -> torch.Tensor:
+    return adapter.projector.resample(fused, torch.tensor([700.0], device=device.name), folded)
+
+
+def with_subject(tokens: torch.Tensor, call: dict[str, Any]) -> dict[str, object]:
+    return {"subjects": [Subject(tokens, 0.9)], "image_tokens": call["hidden_states"].shape[1]}
+
+
+def step_inputs(device: Device, transformer: FluxTransformer2DModel, batch: int) -> dict[str, Any]:
     """1024×1024 pixels are 64×64 image tokens; 512 text tokens."""
     side, text = (8, 16) if device.tiny else (64, 512)
     config = transformer.config
@@ -220,7 +237,7 @@ def check_that_nothing_waits(
     """Run pipeline steps with CUDA made to fail on any wait of the host for the GPU."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-    from instantcharacter import Character, InstantCharacterPipeline
+    from instantcharacter import InstantCharacterPipeline
 
     vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=16)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)

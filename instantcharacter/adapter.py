@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -89,11 +90,13 @@ class CharacterAdapter(nn.Module):
         attention: one :class:`CharacterAttention` a block, double-stream blocks first; keys of ``ip_adapter``.
     """
 
+    attention: Sequence[CharacterAttention]
+
     def __init__(self, config: AdapterConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or RELEASED
         self.projector = CharacterProjector(config)
-        self.attention = nn.ModuleList(
+        self.attention = nn.ModuleList(  # type: ignore[assignment]
             CharacterAttention(config.attention_dim, config.attention_heads, config.token_dim)
             for _ in range(config.num_attention_blocks)
         )

@@ -37,7 +37,6 @@ class CharacterAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, token_dim: int) -> None:
         super().__init__()
-        self.heads = heads
         self.norm_ip_q = HeadScale(dim // heads)
         self.to_k_ip = nn.Linear(token_dim, dim)
         self.norm_ip_k = HeadScale(dim // heads)
@@ -56,11 +55,12 @@ class CharacterAttention(nn.Module):
         Returns:
             [B, S, dim].
         """
-        key, value = (rows.unflatten(-1, (self.heads, -1)) for rows in (self.to_k_ip(tokens), self.to_v_ip(tokens)))
-        scale = self.norm_ip_k(self.norm_ip_q(query_scale.float().reciprocal()))
-        key = F.rms_norm(key, scale.shape, scale.to(key), eps=EPS**2)
-        key, value = (x.expand(len(query), -1, -1, -1) for x in (key, value))
-        return attend(query, key, value).flatten(2)
+        scale = self.key_scale(query_scale).to(tokens)
+        return attend_to_character(query, self.to_k_ip(tokens), self.to_v_ip(tokens), scale, attend)
+
+    def key_scale(self, query_scale: Tensor) -> Tensor:
+        """Both learned scales over FLUX's own, [dim/heads] in float32."""
+        return self.norm_ip_k(self.norm_ip_q(query_scale.float().reciprocal()))
 
 
 class HeadScale(nn.Module):
@@ -72,3 +72,12 @@ class HeadScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+def attend_to_character(query: Tensor, key: Tensor, value: Tensor, key_scale: Tensor, attend: Attend) -> Tensor:
+    """Normalise the keys and attend: [B, S, H, D] queries to [B or 1, N, H·D] keys and values → [B, S, H·D]."""
+    batch, _, heads, head_dim = query.shape
+    key, value = (rows.unflatten(-1, (heads, head_dim)) for rows in (key, value))
+    key = F.rms_norm(key, (head_dim,), key_scale, eps=EPS**2)
+    key, value = (rows.expand(batch, -1, -1, -1) for rows in (key, value))
+    return attend(query, key, value).flatten(2)

@@ -6,18 +6,19 @@ where it normalises its query and where it projects its output.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from .adapter import CharacterAdapter
-from .attention import CharacterAttention
-from .folding import fold
+from .attention import Attend, CharacterAttention
+from .folding import FoldedAttention, fold
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,15 @@ class CharacterAttnProcessor(nn.Module):
 
     Args:
         inner: the processor that was there.
-        attention: this block's character attention.
-        query_scale: [head_dim], the weight of FLUX's query norm in this block.
+        attention: this block's character attention, called with the query, the tokens, and the attention to use.
         fingerprint: names the adapter that the attention is of.
     """
 
-    def __init__(self, inner: Any, attention: CharacterAttention, query_scale: Tensor, fingerprint: str) -> None:
+    def __init__(self, inner: Any, attention: FoldedAttention | BoundAttention, fingerprint: str) -> None:
         super().__init__()
         self.inner = inner
         self.attention = attention
         self.fingerprint = fingerprint
-        self.register_buffer("query_scale", query_scale, persistent=False)
 
     def __call__(
         self,
@@ -73,10 +72,10 @@ class CharacterAttnProcessor(nn.Module):
     def _add(self, subjects: list[Subject], image_tokens: int, hidden_states: Tensor, query: Tensor) -> Tensor:
         """Add what the last ``image_tokens`` rows of ``query`` see of the subjects to those of ``hidden_states``."""
         attend = partial(dispatch_attention_fn, backend=self._attention_backend)
-        if hidden_states.requires_grad:  # autograd still needs the attention's own output
+        if torch.is_grad_enabled():  # autograd still needs the attention's own output
             hidden_states = hidden_states.clone()
         for subject in subjects:
-            seen = self.attention(query[:, -image_tokens:], subject.tokens, self.query_scale, attend)
+            seen = self.attention(query[:, -image_tokens:], subject.tokens, attend)
             hidden_states[:, -image_tokens:].add_(seen, alpha=subject.scale)
         return hidden_states
 
@@ -99,13 +98,14 @@ class _WatchedAttention:
     def __init__(self, attn: Any, add: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._attn = attn
         self._add = add
+        self._query: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._attn, name)
 
     def norm_q(self, query: Tensor) -> Tensor:
-        self.query = self._attn.norm_q(query)
-        return self.query
+        self._query = self._attn.norm_q(query)
+        return self._query
 
     @property
     def to_out(self) -> list[Any]:
@@ -113,29 +113,51 @@ class _WatchedAttention:
         return [lambda hidden_states: project(self.add(hidden_states)), dropout]
 
     def add(self, hidden_states: Tensor) -> Tensor:
-        return self._add(hidden_states, self.query)
+        if self._query is None:
+            raise RuntimeError(
+                "FLUX's attention processor does not normalise its query by attn.norm_q: use diffusers' own"
+            )
+        return self._add(hidden_states, self._query)
 
 
-def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> None:
-    """Put the adapter's attention, folded, into every block of a FLUX transformer, in place of one there before.
+class BoundAttention(nn.Module):
+    """Character attention with the query scale of the block it sits in; its weights stay the adapter's own."""
 
-    It takes the transformer's dtype and device. Weights of the adapter that change later are not followed.
+    def __init__(self, attention: CharacterAttention, query_scale: Tensor) -> None:
+        super().__init__()
+        self.attention = attention
+        self.register_buffer("query_scale", query_scale, persistent=False)
+
+    def forward(self, query: Tensor, tokens: Tensor, attend: Attend) -> Tensor:
+        return self.attention(query, tokens, self.query_scale, attend)
+
+
+def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folded: bool = True) -> None:
+    """Put the adapter's attention into every block of a FLUX transformer, in place of one there before.
+
+    Args:
+        transformer: FLUX; its dtype and device are taken.
+        adapter: whose attention.
+        folded: for drawing: a folded copy, for folded tokens; it does not follow what happens to the adapter.
+            Otherwise, for training, the adapter's own modules, for unfolded tokens.
 
     Raises:
-        ValueError: a transformer of another width, with other heads, or with another number of blocks; or one whose
-            weights are offloaded already.
+        ValueError: a transformer of another width, with other heads, or with another number of blocks; one whose
+            weights are offloaded already; or one with an IP-Adapter.
     """
     detach(transformer)
     _check_fits(transformer, adapter)
     processors = transformer.attn_processors
-    modules = [transformer.get_submodule(name.removesuffix(".processor")) for name in processors]
-    scales = [_query_scale(attn) for attn in modules]
-    attentions = fold(adapter, scales[0].device, scales[0].dtype)
+    if any(isinstance(processor, nn.Module) for processor in processors.values()):
+        raise ValueError("the transformer carries another adapter in its attention (an IP-Adapter?): unload it first")
+    scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in processors]
+    attentions: Iterable[FoldedAttention | BoundAttention]
+    attentions = fold(adapter, scales) if folded else map(BoundAttention, adapter.attention, scales)
     fingerprint = adapter.fingerprint()
     transformer.set_attn_processor(
         {
-            name: CharacterAttnProcessor(inner, attention, scale, fingerprint)
-            for (name, inner), attention, scale in zip(processors.items(), attentions, scales, strict=True)
+            name: CharacterAttnProcessor(inner, attention, fingerprint)
+            for (name, inner), attention in zip(processors.items(), attentions, strict=True)
         }
     )
 

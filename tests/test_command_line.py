@@ -156,7 +156,7 @@ def test_convert_can_round_to_another_dtype(tmp_path, models):
     ("arguments", "message"),
     [
         ([], "nobody to draw"),
-        (["--reference", "gone.png"], "No such file or directory: gone.png"),
+        (["--reference", "gone.png"], "No such file or directory: "),
         (["--reference", __file__], "is not a picture"),
         (["--character", "gone.safetensors"], "there is no file gone.safetensors"),
         (["--reference", recorded.PICTURE, "--scale", "0.5", "0.6"], "2 --scale for 1 characters"),

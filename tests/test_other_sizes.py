@@ -58,8 +58,8 @@ def test_folded_attention_sees_what_the_unfolded_sees(config):
     folded_tokens = adapter.projector.resample(fused, timestep, folded=True)
     head_dim = config.attention_dim // config.attention_heads
     query, scale = inputs("query", (2, 9, config.attention_heads, head_dim), 5), torch.full((head_dim,), 0.7)
-    for attention, folded in zip(adapter.attention, fold(adapter, torch.device("cpu"), torch.float32), strict=True):
-        assert error(folded(query, folded_tokens, scale), attention(query, tokens, scale)) < 1e-5
+    for attention, folded in zip(adapter.attention, fold(adapter, [scale] * len(adapter.attention)), strict=True):
+        assert error(folded(query, folded_tokens), attention(query, tokens, scale)) < 1e-5
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import diffusers
 import numpy as np
 import pytest
 import recorded
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from packaging.version import Version
 from PIL import Image
 from recorded import error
 
@@ -16,6 +18,8 @@ from instantcharacter import (
     InstantCharacterInpaintPipeline,
     InstantCharacterPipeline,
 )
+
+CPU_GROUP_OFFLOAD = Version(diffusers.__version__) >= Version("0.36")
 
 
 def draw(pipeline, **changes) -> torch.Tensor:
@@ -177,6 +181,15 @@ def test_attention_backend_reaches_both_attentions(pipeline, character, monkeypa
     draw(pipeline, subject_image=character)
 
 
+def test_compiled_blocks_draw_the_same(pipeline, character):
+    """One graph a block: nothing in the processor makes the compiler give up."""
+    before = draw(pipeline, subject_image=character)
+    for block in [*pipeline.transformer.transformer_blocks, *pipeline.transformer.single_transformer_blocks]:
+        block.compile(fullgraph=True, backend="eager")
+    assert torch.equal(draw(pipeline, subject_image=character), before)
+
+
+@pytest.mark.skipif(not CPU_GROUP_OFFLOAD, reason="this diffusers offloads groups only beside an accelerator")
 def test_offload_draws_the_same(pipeline, character):
     from diffusers.hooks import apply_group_offloading
 
@@ -202,10 +215,7 @@ def test_gradients_reach_the_characters_tokens_through_flux(adapter):
     from instantcharacter.processor import Subject, attach
 
     transformer = recorded.transformer()
-    attach(transformer, adapter)
-    adapter.requires_grad_(True)
-    for processor, attention in zip(transformer.attn_processors.values(), adapter.attention):
-        processor.attention = attention
+    attach(transformer, adapter.requires_grad_(True), folded=False)
     tokens = torch.randn(1, 16, 64, requires_grad=True)
     call = recorded.transformer_inputs() | {
         "joint_attention_kwargs": {"subjects": [Subject(tokens, 1.0)], "image_tokens": 24}
@@ -423,6 +433,23 @@ def test_wrong_transformer_is_refused(adapter, changes, message):
     with pytest.raises(ValueError, match=message):
         pipeline.set_character_adapter(adapter)
     assert {type(processor) for processor in pipeline.transformer.attn_processors.values()} == {FluxAttnProcessor}
+
+
+def test_ip_adapter_in_the_way_is_refused(adapter):
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    pipeline = InstantCharacterPipeline(**recorded.components())
+    block = pipeline.transformer.transformer_blocks[0]
+    block.attn.set_processor(FluxIPAdapterAttnProcessor(hidden_size=256, cross_attention_dim=64))
+    with pytest.raises(ValueError, match="unload it first"):
+        pipeline.set_character_adapter(adapter)
+
+
+def test_attention_that_cannot_be_watched_is_refused(pipeline, character):
+    for processor in pipeline.transformer.attn_processors.values():
+        processor.inner = lambda attn, hidden_states, *_: attn.to_out[0](hidden_states)
+    with pytest.raises(RuntimeError, match=r"does not normalise its query by attn.norm_q"):
+        draw(pipeline, subject_image=character)
 
 
 def test_offloaded_transformer_is_refused(adapter):

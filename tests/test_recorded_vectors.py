@@ -49,9 +49,7 @@ def test_attention_modules_are_in_the_recorded_order(adapter):
 @pytest.mark.parametrize("scale", [None, *recorded.CONFIG["scales"]])
 def test_transformer_is_the_recorded_one(adapter, scale):
     transformer = recorded.transformer()
-    attach(transformer, adapter)
-    for processor, attention in zip(transformer.attn_processors.values(), adapter.attention):
-        processor.attention = attention  # the vectors' tokens are not folded
+    attach(transformer, adapter, folded=False)
     call = recorded.transformer_inputs()
     if scale is not None:
         subject = Subject(inputs("character_tokens", (2, 16, 64), recorded.SEED), scale)

@@ -186,6 +186,10 @@ def test_compiled_blocks_draw_the_same(pipeline, character):
     before = draw(pipeline, subject_image=character)
     for block in [*pipeline.transformer.transformer_blocks, *pipeline.transformer.single_transformer_blocks]:
         block.compile(fullgraph=True, backend="eager")
+    try:
+        draw(pipeline)
+    except torch._dynamo.exc.Unsupported:
+        pytest.skip("this torch cannot compile FLUX itself")
     assert torch.equal(draw(pipeline, subject_image=character), before)
 
 

@@ -163,7 +163,11 @@ def _draw(
 def _load_adapter(options: argparse.Namespace) -> CharacterAdapter:
     from .adapter import CharacterAdapter
 
-    return CharacterAdapter.from_file(models.adapter_file(options.adapter), dtype=_dtype(options))
+    stages = _stages(1, "adapter")
+    stages("loading")
+    adapter = CharacterAdapter.from_file(models.adapter_file(options.adapter), dtype=_dtype(options))
+    stages()
+    return adapter
 
 
 def _make_characters(
@@ -189,12 +193,17 @@ def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> In
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
     from .pipeline import InstantCharacterPipeline
 
+    stages = _stages(3, "FLUX")
+    stages("loading")
     pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
+    stages("adding LoRAs")
     for i, (path, _) in enumerate(options.lora):
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"style{i}")
     if options.lora:
         pipeline.set_adapters([f"style{i}" for i in range(len(options.lora))], [weight for _, weight in options.lora])
+    stages("folding the adapter in")
     pipeline.set_character_adapter(adapter)
+    stages()
     device = _device(options)
     if options.offload == "none" or device.type == "cpu":
         pipeline.to(device)

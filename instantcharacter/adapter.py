@@ -181,7 +181,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], AdapterConfig | None]:
     """A file's tensors under the adapter's own keys, and the sizes written in it, if any."""
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path, EXPECTED)
-        config = AdapterConfig(**json.loads(metadata["config"])) if "config" in metadata else None
+        config = _config(metadata["config"], path) if "config" in metadata else None
     else:
         tensors, config = _read_pickle(path), None
     state = {}
@@ -189,6 +189,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], AdapterConfig | None]:
         part, _, rest = key.partition(".")
         state[f"{PARTS.get(part, part)}.{rest}"] = tensor
     return state, config
+
+
+def _config(text: str, path: Path) -> AdapterConfig:
+    try:
+        return AdapterConfig(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} states sizes that cannot be read ({error}). Expected {EXPECTED}.") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

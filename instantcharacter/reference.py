@@ -12,20 +12,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Fit = Literal["pad", "stretch"]
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
 
-WHITE = (255, 255, 255)
+Colour = tuple[int, int, int]
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
 VIEW = 384
 """Side in pixels of what the encoders see at once."""
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """A picture as upright 8-bit RGB on white.
+def open_picture(picture: Picture, ground: Colour = WHITE) -> Image.Image:
+    """A picture as upright 8-bit RGB.
 
     Args:
         picture: a path; a PIL image of any mode; or an array or tensor of one picture, [H, W], [H, W, C] or
             [C, H, W] with 1, 3 or 4 channels, a leading 1 allowed, of bool, uint8, uint16, or float in [0, 1].
+        ground: the colour behind what is transparent.
 
     Returns:
-        RGB, turned as its EXIF says, transparency on white.
+        RGB, turned as its EXIF says.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -36,8 +39,7 @@ def open_picture(picture: Picture) -> Image.Image:
         return image
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, WHITE)
-        image = Image.alpha_composite(ground, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert("RGB")
 
 
@@ -46,13 +48,13 @@ def cut_out(picture: Picture, mask: Picture, margin: float = 0.05) -> Image.Imag
 
     Args:
         picture: see :func:`open_picture`.
-        mask: of the same size; white keeps, black takes away, grey blends.
+        mask: of the same size; white keeps, black and transparent take away, grey blends.
         margin: white added on each side, as a fraction of the longer side of the mask's box, 0 to 1.
 
     Raises:
         ValueError: a mask of another size, a mask with nothing in it, or a margin out of its range.
     """
-    image, alpha = open_picture(picture), open_picture(mask).convert("L")
+    image, alpha = open_picture(picture), open_picture(mask, BLACK).convert("L")
     if image.size != alpha.size:
         raise ValueError(f"the mask is {_size(alpha)}, the picture {_size(image)}; they must be of one size")
     if not 0 <= margin <= 1:

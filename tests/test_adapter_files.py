@@ -96,6 +96,13 @@ def test_another_models_checkpoint_is_refused(tmp_path):
         CharacterAdapter.from_file(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize("config", ["not json", '{"width": 3}', '{"num_tokens": 0}', "[1]"])
+def test_unreadable_sizes_are_refused(tmp_path, config):
+    save_file({"image_proj.x": torch.zeros(1)}, tmp_path / "a.safetensors", {"config": config})
+    with pytest.raises(ValueError, match="sizes that cannot be read"):
+        CharacterAdapter.from_file(tmp_path / "a.safetensors")
+
+
 class Harmful:
     def __init__(self, marker):
         self.marker = marker

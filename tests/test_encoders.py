@@ -7,6 +7,7 @@ import recorded
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import SiglipConfig, SiglipVisionConfig
 
 from instantcharacter import CharacterEncoder, encoders
 from instantcharacter.encoders import DINOV2_NORM, SIGLIP_NORM, _pixels
@@ -41,6 +42,15 @@ def with_text_tower(state):
 def test_siglip_is_read_from_a_single_file(encoder, tmp_path, change):
     path = single_file(SIGLIP, tmp_path, change)
     assert_sees_the_same(CharacterEncoder.from_pretrained(path, DINOV2), encoder)
+
+
+def test_siglip_is_read_from_a_hub_folder_with_a_text_tower(encoder, tmp_path):
+    """As google/siglip-so400m-patch14-384 is laid out."""
+    vision = SiglipVisionConfig.from_pretrained(SIGLIP)
+    SiglipConfig(vision_config=vision.to_dict()).save_pretrained(tmp_path)
+    state = with_text_tower(load_file(SIGLIP / "model.safetensors"))
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    assert_sees_the_same(CharacterEncoder.from_pretrained(tmp_path, DINOV2), encoder)
 
 
 def test_dinov2_is_read_from_a_single_file(encoder, tmp_path):

@@ -178,6 +178,12 @@ def test_mask_cuts_out_on_white_with_a_margin():
     assert square.getpixel((0, 0)) == WHITE
 
 
+def test_transparent_parts_of_a_mask_take_away():
+    mask = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (1, 1, 3, 3))
+    assert cut_out(Image.new("RGB", (4, 4), RED), mask, margin=0).size == (2, 2)
+
+
 def test_mask_may_be_an_array_and_its_grey_blends():
     mask = np.zeros((4, 4), np.float32)
     mask[1:3, 1:3] = 1

@@ -9,7 +9,8 @@ import random
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +119,11 @@ def convert(options: argparse.Namespace) -> None:
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .bin")
     if output.exists():
         raise FileExistsError(f"{output} is there already: delete it, or name another with --output")
-    stages = _stages(2, "convert")
-    stages("reading")
-    adapter = CharacterAdapter.from_file(source, dtype=_dtype(options) if options.dtype else None)
-    stages("writing")
-    adapter.save(output)
-    stages()
+    with _stages("convert", 2) as begin:
+        begin("reading")
+        adapter = CharacterAdapter.from_file(source, dtype=_dtype(options) if options.dtype else None)
+        begin("writing")
+        adapter.save(output)
     print(f"wrote {output}")
 
 
@@ -163,11 +163,9 @@ def _draw(
 def _load_adapter(options: argparse.Namespace) -> CharacterAdapter:
     from .adapter import CharacterAdapter
 
-    stages = _stages(1, "adapter")
-    stages("loading")
-    adapter = CharacterAdapter.from_file(models.adapter_file(options.adapter), dtype=_dtype(options))
-    stages()
-    return adapter
+    with _stages("adapter", 1) as begin:
+        begin("loading")
+        return CharacterAdapter.from_file(models.adapter_file(options.adapter), dtype=_dtype(options))
 
 
 def _make_characters(
@@ -177,15 +175,15 @@ def _make_characters(
     from .encoders import CharacterEncoder
     from .memory import lent
 
-    stages = _stages(1 + len(pictures), "reference")
-    stages("loading the encoders")
-    encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype=_dtype(options))
-    characters = []
-    with lent(encoder, _device(options)), lent(adapter.projector, _device(options)):
-        for picture in pictures:
-            stages("looking at the picture")
-            characters.append(adapter.create_character(encoder(picture, options.fit)))
-    stages()
+    device, dtype = _device(options), _dtype(options)
+    with _stages("reference", 1 + len(pictures)) as begin:
+        begin("loading the encoders")
+        encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype=dtype)
+        characters = []
+        with lent(encoder, device), lent(adapter.projector, device):
+            for picture in pictures:
+                begin("looking at the picture")
+                characters.append(adapter.create_character(encoder(picture, options.fit)))
     return characters
 
 
@@ -193,17 +191,17 @@ def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> In
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
     from .pipeline import InstantCharacterPipeline
 
-    stages = _stages(3, "FLUX")
-    stages("loading")
-    pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
-    stages("adding LoRAs")
-    for i, (path, _) in enumerate(options.lora):
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"style{i}")
-    if options.lora:
-        pipeline.set_adapters([f"style{i}" for i in range(len(options.lora))], [weight for _, weight in options.lora])
-    stages("folding the adapter in")
-    pipeline.set_character_adapter(adapter)
-    stages()
+    with _stages("FLUX", 3) as begin:
+        begin("loading")
+        pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
+        begin("adding LoRAs")
+        names = [f"style{i}" for i in range(len(options.lora))]
+        for name, (path, _) in zip(names, options.lora):
+            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+        if names:
+            pipeline.set_adapters(names, [weight for _, weight in options.lora])
+        begin("folding the adapter in")
+        pipeline.set_character_adapter(adapter)
     device = _device(options)
     if options.offload == "none" or device.type == "cpu":
         pipeline.to(device)
@@ -254,19 +252,20 @@ def _dtype(options: argparse.Namespace) -> torch.dtype:
     return getattr(torch, options.dtype or ("float32" if _device(options).type == "cpu" else "bfloat16"))
 
 
-def _stages(count: int, name: str) -> Callable[..., None]:
-    """A progress bar over long stages: call it with each stage's name as it begins, and with nothing at the end."""
+@contextmanager
+def _stages(name: str, count: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar over long stages: call what it gives with each stage's name as the stage begins."""
     from huggingface_hub.utils import tqdm
 
-    bar, begun = tqdm(total=count, desc=name), False
+    with tqdm(total=count, desc=name) as bar:
 
-    def begin(stage: str | None = None) -> None:
-        nonlocal begun
-        bar.update(int(begun))
-        begun = True
-        bar.close() if stage is None else bar.set_postfix_str(stage)
+        def begin(stage: str) -> None:
+            if bar.postfix:
+                bar.update()
+            bar.set_postfix_str(stage)
 
-    return begin
+        yield begin
+        bar.update()
 
 
 def _quieten(verbose: bool) -> None:

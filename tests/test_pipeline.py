@@ -190,7 +190,7 @@ def test_compiled_blocks_draw_the_same(pipeline, character):
         draw(pipeline)
     except torch._dynamo.exc.Unsupported:
         pytest.skip("this torch cannot compile FLUX itself")
-    assert torch.equal(draw(pipeline, subject_image=character), before)
+    assert error(draw(pipeline, subject_image=character), before) < 1e-4
 
 
 @pytest.mark.skipif(not CPU_GROUP_OFFLOAD, reason="this diffusers offloads groups only beside an accelerator")

@@ -49,52 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Draw pictures and write them as PNG, their settings in its text."""
-    from PIL.PngImagePlugin import PngInfo
-
-    from .files import written_whole
-
+    """Draw a picture and write it as PNG, its settings in its text."""
     pictures, characters = _references(options), _load_characters(options.character)
-    _check_output(options.output, ".png")
-    if options.save_character:
-        _check_output(options.save_character, ".safetensors")
-        if len(pictures) != 1:
-            raise ValueError(f"--save-character keeps one character; there are {len(pictures)} --reference")
-    count = len(pictures) + len(characters)
-    if not count:
-        raise ValueError("nobody to draw: give --reference PICTURE or --character FILE")
-    if len(options.scale) not in (1, count):
-        raise ValueError(f"{len(options.scale)} --scale for {count} characters: give one for all, or one each")
-    for path, _ in options.lora:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no LoRA file {path}")
-
-    seed = random.getrandbits(32) if options.seed is None else options.seed
+    _check_generate(options, len(pictures), len(characters))
     adapter = _load_adapter(options)
+    for character in characters:
+        character.check_made_by(adapter.fingerprint())
     if pictures:
         made = _make_characters(adapter, pictures, options)
         if options.save_character:
             made[0].save(options.save_character)
             print(f"wrote {options.save_character}")
         characters = made + characters
-    pipeline = _load_pipeline(adapter, options)
-    width, height = options.size
-    image = _draw(pipeline, options, characters, seed)
-    settings = {
-        "prompt": options.prompt,
-        "scale": options.scale,
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "size": f"{width}x{height}",
-        "seed": seed,
-        "lora": [f"{path.name}:{weight}" for path, weight in options.lora],
-        "model": Path(options.model).name,
-    }
-    text = PngInfo()
-    text.add_itxt("Description", options.prompt)
-    text.add_itxt("instantcharacter", json.dumps(settings, ensure_ascii=False))
-    with written_whole(options.output) as partial:
-        image.save(partial, format="PNG", pnginfo=text)
+    seed = random.getrandbits(32) if options.seed is None else options.seed
+    image = _draw(_load_pipeline(adapter, options), options, characters, seed)
+    _write_picture(image, options, seed)
     print(f"wrote {options.output} (seed {seed})")
 
 
@@ -141,6 +110,23 @@ def demo(options: argparse.Namespace) -> None:
     print(f"With the real weights (FLUX.1-dev, about 47 GB to fetch, a GPU):\n  {REAL_COMMAND}")
 
 
+def _check_generate(options: argparse.Namespace, pictures: int, characters: int) -> None:
+    """Refuse, before anything long, what could not end well."""
+    count = pictures + characters
+    if not count:
+        raise ValueError("nobody to draw: give --reference PICTURE or --character FILE")
+    if len(options.scale) not in (1, count):
+        raise ValueError(f"{len(options.scale)} --scale for {count} characters: give one for all, or one each")
+    for path, _ in options.lora:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no LoRA file {path}")
+    _check_output(options.output, ".png")
+    if options.save_character:
+        _check_output(options.save_character, ".safetensors")
+        if pictures != 1:
+            raise ValueError(f"--save-character keeps one character; there are {pictures} --reference")
+
+
 def _draw(
     pipeline: InstantCharacterPipeline, options: argparse.Namespace, characters: list[Character], seed: int
 ) -> Image.Image:
@@ -158,6 +144,30 @@ def _draw(
         generator=torch.Generator().manual_seed(seed),
     )
     return result.images[0]
+
+
+def _write_picture(image: Image.Image, options: argparse.Namespace, seed: int) -> None:
+    """A PNG that says how it was made, without the paths of whoever made it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from .files import written_whole
+
+    width, height = options.size
+    settings = {
+        "prompt": options.prompt,
+        "scale": options.scale,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "size": f"{width}x{height}",
+        "seed": seed,
+        "lora": [f"{path.name}:{weight}" for path, weight in options.lora],
+        "model": Path(options.model).name,
+    }
+    text = PngInfo()
+    text.add_itxt("Description", options.prompt)
+    text.add_itxt("instantcharacter", json.dumps(settings, ensure_ascii=False))
+    with written_whole(options.output) as partial:
+        image.save(partial, format="PNG", pnginfo=text)
 
 
 def _load_adapter(options: argparse.Namespace) -> CharacterAdapter:

@@ -210,7 +210,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(parts, dict) or not all(isinstance(parts.get(part), dict) for part in PARTS):
         found = list(parts)[:5] if isinstance(parts, dict) else type(parts).__name__
         raise ValueError(f"{path} holds {found}, not {list(PARTS)}. Expected {EXPECTED}.")
-    return {f"{part}.{key}": tensor for part in parts for key, tensor in parts[part].items()}
+    flat = {f"{part}.{key}": tensor for part in PARTS for key, tensor in parts[part].items()}
+    if other := [key for key, tensor in flat.items() if not isinstance(tensor, Tensor)]:
+        raise ValueError(f"{path} holds what is not a tensor: {_first(other)}. Expected {EXPECTED}.")
+    return flat
 
 
 def _check_complete(adapter: CharacterAdapter, state: dict[str, Tensor], path: str | Path) -> None:

@@ -65,6 +65,14 @@ class Character:
             self._tokens[projector] = {key: kept[key] for key in keys}
         return [kept[key] for key in keys]
 
+    def check_made_by(self, fingerprint: str | None) -> None:
+        """Raise ``ValueError`` unless the adapter of this fingerprint made the character."""
+        if self.fingerprint != fingerprint:
+            raise ValueError(
+                f"this character was made by adapter {self.fingerprint}, the one to draw it is {fingerprint}. "
+                "Make it again from its picture, or use the adapter that made it."
+            )
+
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all.
 

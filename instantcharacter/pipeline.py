@@ -36,6 +36,7 @@ class CharacterPipelineMixin(_Pipeline):
 
     character_adapter: CharacterAdapter | None = None
     character_encoder: CharacterEncoder | None = None
+    _fingerprint: str | None
     _remembered: OrderedDict[tuple, Character]
 
     def set_character_adapter(self, adapter: CharacterAdapter) -> None:
@@ -46,6 +47,7 @@ class CharacterPipelineMixin(_Pipeline):
         """
         attach(self.transformer, adapter)
         self.character_adapter = adapter
+        self._fingerprint = attached(self.transformer)
         self._remembered = OrderedDict()
 
     def remove_character_adapter(self) -> None:
@@ -123,19 +125,18 @@ class CharacterPipelineMixin(_Pipeline):
             return super().__call__(*args, **kwargs)
 
     def _adapter(self) -> CharacterAdapter:
-        if self.character_adapter is None or not attached(self.transformer):
-            raise ValueError("no character adapter in this pipeline's transformer: call set_character_adapter")
+        """The adapter, which the transformer still carries: other pipelines may have set theirs in it."""
+        if self.character_adapter is None or attached(self.transformer) != self._fingerprint:
+            raise ValueError(
+                "this pipeline's transformer does not carry its character adapter: call set_character_adapter"
+            )
         return self.character_adapter
 
     def _character(self, picture: Picture | Character, fit: Fit) -> Character:
         if not isinstance(picture, Character):
             return self.create_character(picture, fit)
         self._adapter()
-        if picture.fingerprint != (fingerprint := attached(self.transformer)):
-            raise ValueError(
-                f"this character was made by adapter {picture.fingerprint}, the pipeline has {fingerprint}. "
-                "Make it again from its picture, or set the adapter that made it."
-            )
+        picture.check_made_by(self._fingerprint)
         return picture
 
     @contextmanager

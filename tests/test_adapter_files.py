@@ -96,6 +96,22 @@ def test_another_models_checkpoint_is_refused(tmp_path):
         CharacterAdapter.from_file(tmp_path / "other.safetensors")
 
 
+def test_what_training_left_beside_the_weights_does_no_harm(tmp_path, adapter):
+    adapter.save(tmp_path / "a.bin")
+    parts = torch.load(tmp_path / "a.bin", weights_only=True)
+    torch.save({**parts, "step": 40_000}, tmp_path / "a.bin")
+    assert same_weights(CharacterAdapter.from_file(tmp_path / "a.bin", CONFIG), adapter)
+
+
+def test_what_is_no_tensor_is_refused(tmp_path, adapter):
+    adapter.save(tmp_path / "a.bin")
+    parts = torch.load(tmp_path / "a.bin", weights_only=True)
+    parts["ip_adapter"]["0.to_k_ip.bias"] = [0.0, 1.0]
+    torch.save(parts, tmp_path / "a.bin")
+    with pytest.raises(ValueError, match="not a tensor: ip_adapter.0.to_k_ip.bias"):
+        CharacterAdapter.from_file(tmp_path / "a.bin", CONFIG)
+
+
 @pytest.mark.parametrize("config", ["not json", '{"width": 3}', '{"num_tokens": 0}', "[1]"])
 def test_unreadable_sizes_are_refused(tmp_path, config):
     save_file({"image_proj.x": torch.zeros(1)}, tmp_path / "a.safetensors", {"config": config})

@@ -97,6 +97,14 @@ def test_several_characters_each_with_a_scale(generate, tmp_path):
     assert Image.open(output).tobytes() != first
 
 
+def test_another_adapters_character_is_refused_before_flux_is_loaded(generate, tmp_path, capsys, monkeypatch):
+    Character(torch.zeros(1, 4, 80), "0" * 32).save(tmp_path / "stranger.safetensors")
+    monkeypatch.setattr(InstantCharacterPipeline, "from_pretrained", lambda *_, **__: pytest.fail("FLUX was loaded"))
+    status, _ = generate("--character", tmp_path / "stranger.safetensors")
+    assert status == 2
+    assert "made by adapter 0000" in error_line(capsys)
+
+
 def test_mask_changes_what_is_seen(generate, tmp_path):
     _, output = generate("--reference", recorded.PICTURE)
     whole = Image.open(output).tobytes()

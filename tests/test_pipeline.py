@@ -379,6 +379,9 @@ def test_pipelines_may_share_a_transformer(pipeline, adapter, character):
     second.set_character_adapter(adapter)
     second(**picture_settings(mask=False), subject_image=character)
     assert torch.equal(draw(pipeline, subject_image=character), before)
+    second.set_character_adapter(recorded.adapter(seed=7))
+    with pytest.raises(ValueError, match="does not carry its character adapter"):
+        draw(pipeline, subject_image=character)
 
 
 # Errors
@@ -419,7 +422,7 @@ def test_another_adapters_character_is_refused(pipeline, character):
     other = recorded.adapter(seed=7)
     foreign = Character(character.fused, other.fingerprint())
     with pytest.raises(
-        ValueError, match=rf"made by adapter {other.fingerprint()}, the pipeline has {character.fingerprint}"
+        ValueError, match=rf"adapter {other.fingerprint()}, the one to draw it is {character.fingerprint}"
     ):
         draw(pipeline, subject_image=foreign)
 

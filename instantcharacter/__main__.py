@@ -382,8 +382,9 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) and int(side) % 16 == 0 for side in sides):
+    """WIDTHxHEIGHT, or one number for a square."""
+    sides = text.lower().split("x") if "x" in text.lower() else [text, text]
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) and int(side) % 16 == 0 for side in sides):
         raise argparse.ArgumentTypeError(f"{text}: expected WIDTHxHEIGHT in multiples of 16, such as 1024x768")
     return int(sides[0]), int(sides[1])
 

@@ -68,6 +68,11 @@ def test_generate_draws_a_picture_that_carries_its_settings(generate):
     }
 
 
+def test_one_number_is_the_size_of_a_square(generate):
+    status, output = generate("--reference", recorded.PICTURE, "--size", 64)
+    assert (status, Image.open(output).size) == (0, (64, 64))
+
+
 def test_saved_character_draws_the_same_picture(generate, tmp_path):
     character = tmp_path / "fox.safetensors"
     _, output = generate("--reference", recorded.PICTURE, "--save-character", character)

@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--prompt", required=True, help="what to draw")
     command.add_argument("--output", type=Path, required=True, metavar="OUT.png")
     command.add_argument("--scale", type=_number(-10, 10), nargs="+", default=[0.9],
-                         help="the character's strength, 0.6 to 1 (0.9); one for all, or one each")  # fmt: skip
+                         help="strength, 0.6 to 1 (0.9); one for all, or one each, references first")  # fmt: skip
     command.add_argument("--steps", type=_whole(1, 1000), default=28, help="denoising steps (28)")
     command.add_argument("--guidance", type=_number(0, 100), default=3.5, help="FLUX's guidance (3.5)")
     command.add_argument("--size", type=_size, default=(1024, 1024), metavar="WxH", help="pixels (1024x1024)")

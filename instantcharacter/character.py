@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 EXPECTED = "a character file: what Character.save or `python -m instantcharacter encode` wrote"
 FORMAT = "instantcharacter.character"
-
-
 RESAMPLED_AT_ONCE = 7
 """Timesteps in one pass: a GPU is busy then, and needs 0.3 GB for it at the released sizes."""
 

@@ -7,8 +7,8 @@ multiply out ahead of time:
     W (γ · C (P x + p) / σ + β) + b  =  (W γ C P) (x / σ)  +  (W γ C p) (1 / σ)  +  (W β + b)
 
 with P, p ``proj_out``, γ, β ``norm_out``, and C the centring of a layer norm. Keys and values then come from 1288
-channels, not from 4096: a third of the weights on the GPU (0.9 GB instead of 2.9), of the arithmetic in a step, and of
-the memory that a schedule's tokens take. Exact up to rounding. The scales on the keys are multiplied out as well.
+channels, not from 4096: a third of their weights on the GPU (0.9 GB instead of 2.9), of their arithmetic in a step, and
+of the memory that a schedule's tokens take. Exact up to rounding. The scales on the keys are multiplied out as well.
 """
 
 from __future__ import annotations

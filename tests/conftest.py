@@ -41,3 +41,17 @@ def pipeline(adapter: CharacterAdapter) -> InstantCharacterPipeline:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.set_character_adapter(adapter)
     return pipeline
+
+
+@pytest.fixture
+def resampled(adapter, monkeypatch) -> list[float]:
+    """The timesteps that the adapter resamples, as they come."""
+    timesteps = []
+    resample = adapter.projector.resample
+
+    def counting(fused, timestep, folded=False):
+        timesteps.extend(timestep.tolist())
+        return resample(fused, timestep, folded)
+
+    monkeypatch.setattr(adapter.projector, "resample", counting)
+    return timesteps

@@ -13,20 +13,6 @@ from instantcharacter.memory import lent
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def resampled(adapter, monkeypatch) -> list[float]:
-    """The timesteps that the adapter resamples, as they come."""
-    timesteps = []
-    resample = adapter.projector.resample
-
-    def counting(fused, timestep, folded=False):
-        timesteps.extend(timestep.tolist())
-        return resample(fused, timestep, folded)
-
-    monkeypatch.setattr(adapter.projector, "resample", counting)
-    return timesteps
-
-
 def test_character_is_the_fused_features(adapter):
     features = recorded.features(tokens=9)
     character = adapter.create_character(CharacterFeatures(*features))

@@ -277,15 +277,7 @@ def test_both_branches_of_true_cfg_get_the_character(pipeline, character):
     assert steps_with_character(pipeline, subject_image=character, subject_end=0.5, **cfg) == [True] * 4 + [False] * 4
 
 
-def test_tokens_follow_the_schedule(pipeline, character, adapter, monkeypatch):
-    resampled = []
-    resample = adapter.projector.resample
-
-    def counting(fused, timestep, folded=False):
-        resampled.extend(timestep.tolist())
-        return resample(fused, timestep, folded)
-
-    monkeypatch.setattr(adapter.projector, "resample", counting)
+def test_tokens_follow_the_schedule(pipeline, character, resampled):
     draw(pipeline, subject_image=character)
     assert resampled == pipeline.scheduler.timesteps.tolist()
     assert len(resampled) == 4

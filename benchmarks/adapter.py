@@ -10,6 +10,7 @@ run, and compared by their medians. What is learned from it is kept in ``benchma
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import statistics
 import sys
@@ -25,6 +26,7 @@ import torch
 import transformers
 from diffusers import FluxTransformer2DModel
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
 from instantcharacter import Character, CharacterAdapter, CharacterEncoder, demo, encoders
@@ -134,6 +136,8 @@ def measure_projector(device: Device, adapter: CharacterAdapter, repeats: int) -
     report(device, "fuse", lambda: adapter.projector.fuse(*features), repeats)
     fused = adapter.projector.fuse(*features)
     report(device, "resample, one timestep, one call", lambda: adapter.projector.resample(fused, timestep), repeats)
+    if not device.tiny:
+        print_kernels("  of which the GPU works", lambda: adapter.projector.resample(fused, timestep))
     timesteps = [1000.0 - 30 * i for i in range(28)]
 
     def schedule() -> None:
@@ -142,7 +146,44 @@ def measure_projector(device: Device, adapter: CharacterAdapter, repeats: int) -
     report(device, "resample, 28 timesteps, as a pipeline does", schedule, 7)
     scale = torch.ones(adapter.config.attention_dim // adapter.config.attention_heads).to(fused)
     report(device, "fold the adapter", lambda: list(fold(adapter, [scale] * len(adapter.attention))), 3)
+    measure_rounding(device, adapter, fused, timestep)
     return fused
+
+
+def print_kernels(what: str, call: Callable[[], object]) -> None:
+    """How many kernels a call launches, and the sum of their times on the GPU."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        call()
+        torch.cuda.synchronize()
+    kernels = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    milliseconds = sum(kernel.self_device_time_total for kernel in kernels) / 1000
+    print(f"{what:40s} {milliseconds:8.2f} ms   {len(kernels)} kernels")
+
+
+def measure_rounding(device: Device, adapter: CharacterAdapter, fused: torch.Tensor, timestep: torch.Tensor) -> None:
+    """How far one block's attention is from float32, as the checkpoint has it and folded, on weights of bfloat16."""
+    exact = copy.deepcopy(adapter.projector.resampler).float()
+    block = copy.deepcopy(adapter.attention[0]).float()
+    config = adapter.config
+    head_dim = config.attention_dim // config.attention_heads
+    query = torch.randn(1, 1024, config.attention_heads, head_dim, device=device.name, dtype=DTYPE)
+    scale = torch.ones(head_dim, device=device.name)
+    truth = block(query.float(), exact(fused.float(), timestep), scale)
+
+    def error(seen: torch.Tensor) -> float:
+        return ((seen.float() - truth).norm() / truth.norm()).item()
+
+    tokens = {folded: adapter.projector.resample(fused, timestep, folded) for folded in (False, True)}
+    unfolded = error(adapter.attention[0](query, tokens[False], scale.to(DTYPE)))
+    folded = error(first_folded(adapter, scale.to(DTYPE))(query, tokens[True]))
+    in_float32 = error(first_folded(adapter, scale)(query.float(), exact(fused.float(), timestep, folded=True)))
+    print(
+        f"one block against float32: unfolded {unfolded:.1e}, folded {folded:.1e}, folded in float32 {in_float32:.1e}"
+    )
+
+
+def first_folded(adapter: CharacterAdapter, scale: torch.Tensor) -> torch.nn.Module:
+    return next(fold(adapter, [scale] * len(adapter.attention)))
 
 
 def measure_steps(

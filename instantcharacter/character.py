@@ -59,7 +59,8 @@ class Character:
                 for i in range(0, len(missing), RESAMPLED_AT_ONCE):
                     some = missing[i : i + RESAMPLED_AT_ONCE]
                     at = torch.tensor([timestep for timestep, *_ in some], device=device)
-                    kept.update(zip(some, projector.resample(fused, at, folded=True).to(dtype).split(1)))
+                    together = projector.resample(fused, at, folded=True).to(dtype)
+                    kept.update(zip(some, (tokens.clone() for tokens in together.split(1))))
             self._tokens[projector] = {key: kept[key] for key in keys}
         return [kept[key] for key in keys]
 

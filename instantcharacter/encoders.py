@@ -196,7 +196,7 @@ def _load(encoder: _Encoder, source: str | Path, dtype: torch.dtype) -> Any:
         arguments = {"pretrained_model_name_or_path": source}
     if config.num_hidden_layers < max(encoder.layers):
         raise ValueError(f"{source} has {config.num_hidden_layers} layers; expected {encoder.expected}")
-    config.vision_use_head = False
+    config.vision_use_head = False  # SigLIP's pooling: the features come before it
     try:
         with _without_load_report():
             model, report = encoder.model.from_pretrained(

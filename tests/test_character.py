@@ -33,6 +33,12 @@ def test_only_new_timesteps_are_resampled_and_old_ones_dropped(adapter, characte
     assert resampled == [900.0, 500.0, 100.0, 900.0]
 
 
+def test_kept_tokens_hold_no_others_in_memory(adapter, character):
+    schedule = [100.0 * i for i in range(1, 10)]
+    for tokens in character.tokens(adapter.projector, schedule, CPU, torch.float32):
+        assert tokens.untyped_storage().nbytes() == tokens.numel() * tokens.element_size()
+
+
 def test_tokens_have_the_dtype_asked_for(adapter, character, resampled):
     for dtype in (torch.float32, torch.bfloat16):
         (tokens,) = character.tokens(adapter.projector, [500.0], CPU, dtype)

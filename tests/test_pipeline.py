@@ -190,7 +190,8 @@ def test_compiled_blocks_draw_the_same(pipeline, character):
         draw(pipeline)
     except torch._dynamo.exc.Unsupported:
         pytest.skip("this torch cannot compile FLUX itself")
-    assert error(draw(pipeline, subject_image=character), before) < 1e-4
+    # torch 2.13 gives the same bits, 2.11 is 2e-7 away
+    assert error(draw(pipeline, subject_image=character), before) < 1e-6
 
 
 @pytest.mark.skipif(not CPU_GROUP_OFFLOAD, reason="this diffusers offloads groups only beside an accelerator")

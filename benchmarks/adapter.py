@@ -30,8 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
 from instantcharacter import Character, CharacterAdapter, CharacterEncoder, demo, encoders
+from instantcharacter.attention import Subject
 from instantcharacter.folding import fold
-from instantcharacter.processor import Subject, attach, detach
+from instantcharacter.processor import attach, detach
 
 DTYPE = torch.bfloat16
 GIB = 2**30
@@ -144,8 +145,7 @@ def measure_projector(device: Device, adapter: CharacterAdapter, repeats: int) -
         Character(fused, "").tokens(adapter.projector, timesteps, fused.device, DTYPE)
 
     report(device, "resample, 28 timesteps, as a pipeline does", schedule, 7)
-    scale = torch.ones(adapter.config.attention_dim // adapter.config.attention_heads).to(fused)
-    report(device, "fold the adapter", lambda: list(fold(adapter, [scale] * len(adapter.attention))), 3)
+    report(device, "fold the adapter", lambda: list(fold(adapter, fused.device, DTYPE)), 3)
     measure_rounding(device, adapter, fused, timestep)
     return fused
 
@@ -168,6 +168,7 @@ def measure_rounding(device: Device, adapter: CharacterAdapter, fused: torch.Ten
     head_dim = config.attention_dim // config.attention_heads
     query = torch.randn(1, 1024, config.attention_heads, head_dim, device=device.name, dtype=DTYPE)
     scale = torch.ones(head_dim, device=device.name)
+    key_scale = block.key_scale(scale)
     truth = block(query.float(), exact(fused.float(), timestep), scale)
 
     def error(seen: torch.Tensor) -> float:
@@ -175,15 +176,15 @@ def measure_rounding(device: Device, adapter: CharacterAdapter, fused: torch.Ten
 
     tokens = {folded: adapter.projector.resample(fused, timestep, folded) for folded in (False, True)}
     unfolded = error(adapter.attention[0](query, tokens[False], scale.to(DTYPE)))
-    folded = error(first_folded(adapter, scale.to(DTYPE))(query, tokens[True]))
-    in_float32 = error(first_folded(adapter, scale)(query.float(), exact(fused.float(), timestep, folded=True)))
+    folded = error(next(fold(adapter, query.device, DTYPE))(query, tokens[True], key_scale.to(DTYPE)))
+    in_float32 = error(
+        next(fold(adapter, query.device, torch.float32))(
+            query.float(), exact(fused.float(), timestep, folded=True), key_scale
+        )
+    )
     print(
         f"one block against float32: unfolded {unfolded:.1e}, folded {folded:.1e}, folded in float32 {in_float32:.1e}"
     )
-
-
-def first_folded(adapter: CharacterAdapter, scale: torch.Tensor) -> torch.nn.Module:
-    return next(fold(adapter, [scale] * len(adapter.attention)))
 
 
 def measure_steps(

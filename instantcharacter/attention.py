@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +61,7 @@ class CharacterAttention(nn.Module):
         return attend_to_character(query, self.to_k_ip(tokens), self.to_v_ip(tokens), scale, attend)
 
     def key_scale(self, query_scale: Tensor) -> Tensor:
-        """Both learned scales over FLUX's own, [dim/heads] in float32."""
+        """What stands on the normalised keys: both learned scales over FLUX's own, [dim/heads] in float32."""
         return self.norm_ip_k(self.norm_ip_q(query_scale.float().reciprocal()))
 
 
@@ -81,3 +83,66 @@ def attend_to_character(query: Tensor, key: Tensor, value: Tensor, key_scale: Te
     key = F.rms_norm(key, (head_dim,), key_scale, eps=EPS**2)
     key, value = (rows.expand(batch, -1, -1, -1) for rows in (key, value))
     return attend(query, key, value).flatten(2)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One character at one timestep.
+
+    Attributes:
+        tokens: [1, N, C] for the whole batch, or a row for each picture in it; C is what the attention takes.
+        scale: how strongly it is drawn; 1 is what the adapter was trained with.
+        region: where in the picture, see :func:`region`; everywhere if not given.
+    """
+
+    tokens: Tensor
+    scale: float
+    region: Tensor | None = None
+
+
+class BlockAttention(Protocol):
+    """Character attention that has all that it needs of its block."""
+
+    def __call__(self, query: Tensor, tokens: Tensor, attend: Attend) -> Tensor: ...
+
+
+def add_subjects(
+    hidden_states: Tensor, query: Tensor, subjects: Iterable[Subject], attention: BlockAttention, attend: Attend
+) -> None:
+    """Add, in place, what a block's image tokens see of the subjects.
+
+    Args:
+        hidden_states: [B, S, H·D], the image tokens' attention before its output projection.
+        query: [B, S, H, D], their query.
+        subjects: who is in the picture.
+        attention: the block's.
+        attend: the attention to use.
+    """
+    for subject in subjects:
+        seen = attention(query, subject.tokens, attend)
+        if subject.region is None:
+            hidden_states.add_(seen, alpha=subject.scale)
+        else:
+            hidden_states.addcmul_(seen, subject.region.to(seen), value=subject.scale)
+
+
+def region(mask: Tensor, rows: int, columns: int) -> Tensor:
+    """A mask at the size of the picture's token grid.
+
+    Args:
+        mask: [H, W] or [B, H, W], 1 where the character may be, 0 where not; any size, stretched over the picture.
+        rows: of image tokens.
+        columns: of image tokens.
+
+    Returns:
+        [1 or B, rows · columns, 1] in float32, each the mean of the mask over its token.
+
+    Raises:
+        ValueError: a mask of another shape, or with nothing in it.
+    """
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"a region's mask is {list(mask.shape)}; expected [height, width] or [batch, height, width]")
+    if not mask.any():
+        raise ValueError("a region's mask is empty: paint white where the character may be")
+    mask = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    return F.interpolate(mask, (rows, columns), mode="area").flatten(2).transpose(1, 2)

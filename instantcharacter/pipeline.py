@@ -14,10 +14,11 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from torch import nn
 
 from .adapter import CharacterAdapter
+from .attention import Subject
 from .character import Character
 from .encoders import CharacterEncoder
 from .memory import lent
-from .processor import Subject, attach, attached, detach
+from .processor import attach, attached, detach
 from .reference import Fit, Picture, open_picture
 
 _Pipeline: Any = FluxPipeline if TYPE_CHECKING else object

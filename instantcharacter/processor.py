@@ -6,8 +6,7 @@ where it normalises its query and where it projects its output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,21 +16,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from .adapter import CharacterAdapter
-from .attention import Attend, CharacterAttention
+from .attention import Attend, BlockAttention, CharacterAttention, Subject, add_subjects
 from .folding import FoldedAttention, fold
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One character at one timestep.
-
-    Attributes:
-        tokens: [1, N, C] for the whole batch, or a row for each picture in it; C is what the attention takes.
-        scale: how strongly it is drawn; 1 is what the adapter was trained with.
-    """
-
-    tokens: Tensor
-    scale: float
 
 
 class CharacterAttnProcessor(nn.Module):
@@ -46,7 +32,7 @@ class CharacterAttnProcessor(nn.Module):
         fingerprint: names the adapter that the attention is of.
     """
 
-    def __init__(self, inner: Any, attention: FoldedAttention | BoundAttention, fingerprint: str) -> None:
+    def __init__(self, inner: Any, attention: BlockAttention, fingerprint: str) -> None:
         super().__init__()
         self.inner = inner
         self.attention = attention
@@ -74,9 +60,7 @@ class CharacterAttnProcessor(nn.Module):
         attend = partial(dispatch_attention_fn, backend=self._attention_backend)
         if torch.is_grad_enabled():  # autograd still needs the attention's own output
             hidden_states = hidden_states.clone()
-        for subject in subjects:
-            seen = self.attention(query[:, -image_tokens:], subject.tokens, attend)
-            hidden_states[:, -image_tokens:].add_(seen, alpha=subject.scale)
+        add_subjects(hidden_states[:, -image_tokens:], query[:, -image_tokens:], subjects, self.attention, attend)
         return hidden_states
 
     @property
@@ -120,8 +104,24 @@ class _WatchedAttention:
         return self._add(hidden_states, self._query)
 
 
-class BoundAttention(nn.Module):
-    """Character attention with the query scale of the block it sits in; its weights stay the adapter's own."""
+class DrawingAttention(nn.Module):
+    """Folded attention, with the scale that its keys have in the block it sits in."""
+
+    key_scale: Tensor
+
+    def __init__(self, attention: FoldedAttention, key_scale: Tensor) -> None:
+        super().__init__()
+        self.attention = attention
+        self.register_buffer("key_scale", key_scale)
+
+    def forward(self, query: Tensor, tokens: Tensor, attend: Attend) -> Tensor:
+        return self.attention(query, tokens, self.key_scale, attend)
+
+
+class LearningAttention(nn.Module):
+    """The adapter's own attention, still to be learned, with FLUX's query scale in the block it sits in."""
+
+    query_scale: Tensor
 
     def __init__(self, attention: CharacterAttention, query_scale: Tensor) -> None:
         super().__init__()
@@ -151,8 +151,7 @@ def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folde
     if any(isinstance(processor, nn.Module) for processor in processors.values()):
         raise ValueError("the transformer carries another adapter in its attention (an IP-Adapter?): unload it first")
     scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in processors]
-    attentions: Iterable[FoldedAttention | BoundAttention]
-    attentions = fold(adapter, scales) if folded else map(BoundAttention, adapter.attention, scales)
+    attentions = _folded(adapter, scales) if folded else map(LearningAttention, adapter.attention, scales)
     fingerprint = adapter.fingerprint()
     transformer.set_attn_processor(
         {
@@ -160,6 +159,14 @@ def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folde
             for (name, inner), attention in zip(processors.items(), attentions, strict=True)
         }
     )
+
+
+def _folded(adapter: CharacterAdapter, query_scales: list[Tensor]) -> Iterator[DrawingAttention]:
+    device, dtype = query_scales[0].device, query_scales[0].dtype
+    blocks = zip(fold(adapter, device, dtype), adapter.attention, query_scales, strict=True)
+    for folded, attention, query_scale in blocks:
+        key_scale = attention.key_scale(query_scale.to(attention.norm_ip_q.scale.device))
+        yield DrawingAttention(folded, key_scale.to(device, dtype)).requires_grad_(False)
 
 
 def detach(transformer: FluxTransformer2DModel) -> None:

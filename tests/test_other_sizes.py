@@ -11,9 +11,9 @@ from recorded import error
 from reference.reference_fill import fill_module_, inputs
 
 from instantcharacter import AdapterConfig
-from instantcharacter.attention import CharacterAttention
+from instantcharacter.attention import CharacterAttention, Subject
 from instantcharacter.folding import fold
-from instantcharacter.processor import Subject, attach
+from instantcharacter.processor import attach
 
 CONFIGS = [
     AdapterConfig(48, 1, 3, 32, 1, 4, 5, 40, 256, 2, 4),
@@ -58,8 +58,9 @@ def test_folded_attention_sees_what_the_unfolded_sees(config):
     folded_tokens = adapter.projector.resample(fused, timestep, folded=True)
     head_dim = config.attention_dim // config.attention_heads
     query, scale = inputs("query", (2, 9, config.attention_heads, head_dim), 5), torch.full((head_dim,), 0.7)
-    for attention, folded in zip(adapter.attention, fold(adapter, [scale] * len(adapter.attention)), strict=True):
-        assert error(folded(query, folded_tokens), attention(query, tokens, scale)) < 1e-5
+    for attention, folded in zip(adapter.attention, fold(adapter, scale.device, scale.dtype), strict=True):
+        seen = folded(query, folded_tokens, attention.key_scale(scale))
+        assert error(seen, attention(query, tokens, scale)) < 1e-5
 
 
 @pytest.mark.parametrize("seed", SEEDS)

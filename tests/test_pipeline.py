@@ -217,7 +217,8 @@ def test_sequential_offload_draws_the_same(pipeline, character):
 
 
 def test_gradients_reach_the_characters_tokens_through_flux(adapter):
-    from instantcharacter.processor import Subject, attach
+    from instantcharacter.attention import Subject
+    from instantcharacter.processor import attach
 
     transformer = recorded.transformer()
     attach(transformer, adapter.requires_grad_(True), folded=False)

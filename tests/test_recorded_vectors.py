@@ -12,7 +12,8 @@ from recorded import error
 from reference.reference_fill import inputs
 
 from instantcharacter import AdapterConfig, CharacterAdapter, InstantCharacterPipeline
-from instantcharacter.processor import Subject, attach
+from instantcharacter.attention import Subject
+from instantcharacter.processor import attach
 
 EXPECTED = recorded.expected()
 BLOCK_TOLERANCE = 1e-5

@@ -20,6 +20,7 @@ from .character import Character
 from .encoders import CharacterFeatures
 from .files import check_file, read_safetensors, written_whole
 from .projector import CharacterProjector
+from .reference import Picture, thumbnail
 
 logger = logging.getLogger(__name__)
 
@@ -150,17 +151,25 @@ class CharacterAdapter(nn.Module):
                 save_file(flat, partial, {"format": FORMAT, "config": json.dumps(asdict(self.config))})
 
     @torch.no_grad()
-    def create_character(self, features: CharacterFeatures) -> Character:
-        """Fuse a picture's features into a :class:`Character`; they are brought to the projector's device and dtype.
+    def create_character(self, *views: CharacterFeatures, picture: Picture | None = None) -> Character:
+        """Fuse features into a :class:`Character`; they are brought to the projector's device and dtype.
+
+        Args:
+            views: the features of one picture, or of several pictures of one character: the Q-former then reads all
+                of them. It was trained with one, and each more takes its time and memory.
+            picture: kept with the character as its thumbnail.
 
         Raises:
-            ValueError: features of another width than this adapter's, or of more than one picture.
+            ValueError: no features, features of another width than this adapter's, or of several pictures in one.
         """
-        if len(features.low_res_deep) != 1:
-            raise ValueError(f"a character is made of one picture, not of {len(features.low_res_deep)}")
+        if not views:
+            raise ValueError("a character is made of at least one picture's features")
+        for features in views:
+            if len(features.low_res_deep) != 1:
+                raise ValueError(f"a view is made of one picture, not of {len(features.low_res_deep)}")
         weight = self.projector.proj.fc1.weight
-        fused = self.projector.fuse(*(tensor.to(weight) for tensor in features))
-        return Character(fused, self.fingerprint())
+        fused = [self.projector.fuse(*(tensor.to(weight) for tensor in features)) for features in views]
+        return Character(torch.cat(fused, dim=1), self.fingerprint(), None if picture is None else thumbnail(picture))
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that name the projector's weights, from 16 samples of each, rounded to bfloat16.

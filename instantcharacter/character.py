@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,13 +31,15 @@ class Character:
     Keeps the tokens of the schedule it was last drawn with, so that drawing it again costs no projector.
 
     Attributes:
-        fused: [1, M, feature_dim], the fused features (M is 1458 for the released encoders), about 8 MB in bfloat16.
+        fused: [1, M, feature_dim], the fused features, about 8 MB in bfloat16; M is 1458 for each picture of it.
         fingerprint: names the projector that made it, see :meth:`CharacterAdapter.fingerprint`.
+        thumbnail: a small picture of it, if it has one.
     """
 
-    def __init__(self, fused: Tensor, fingerprint: str) -> None:
+    def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
         self.fused = fused
         self.fingerprint = fingerprint
+        self.thumbnail = thumbnail
         self._tokens: WeakKeyDictionary[CharacterProjector, dict[tuple, Tensor]] = WeakKeyDictionary()
 
     @torch.no_grad()
@@ -79,7 +83,7 @@ class Character:
             OSError: the disk is full or cannot be written.
         """
         with written_whole(path) as partial:
-            save_file({"fused": self.fused.cpu()}, partial, {"format": FORMAT, "fingerprint": self.fingerprint})
+            save_file(self._tensors(), partial, {"format": FORMAT, "fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, path: str | Path) -> Character:
@@ -92,4 +96,11 @@ class Character:
         tensors, metadata = read_safetensors(path, EXPECTED)
         if metadata.get("format") != FORMAT or "fused" not in tensors or "fingerprint" not in metadata:
             raise ValueError(f"{path} is not a character ({sorted(tensors)[:3]} in it). Expected {EXPECTED}.")
-        return cls(tensors["fused"], metadata["fingerprint"])
+        thumbnail = Image.fromarray(tensors["thumbnail"].numpy()) if "thumbnail" in tensors else None
+        return cls(tensors["fused"], metadata["fingerprint"], thumbnail)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"fused": self.fused.cpu().contiguous()}
+        if self.thumbnail is not None:
+            tensors["thumbnail"] = torch.from_numpy(np.asarray(self.thumbnail).copy())
+        return tensors

@@ -7,23 +7,25 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from .adapter import CharacterAdapter
-from .attention import Subject
+from .attention import Subject, region
 from .character import Character
 from .encoders import CharacterEncoder
 from .memory import lent
 from .processor import attach, attached, detach
-from .reference import Fit, Picture, open_picture
+from .reference import BLACK, Fit, Picture, open_picture
 
 _Pipeline: Any = FluxPipeline if TYPE_CHECKING else object
 
 SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
+SubjectMask: TypeAlias = "Picture | Sequence[Picture | None] | None"
 
 RECENT_PICTURES = 4
 """How many pictures' characters a pipeline remembers."""
@@ -83,7 +85,7 @@ class CharacterPipelineMixin(_Pipeline):
             with lent(self.character_encoder, self._execution_device) as encoder:
                 features = encoder(image, fit)
             with lent(adapter.projector, self._execution_device):
-                self._remembered[key] = adapter.create_character(features)
+                self._remembered[key] = adapter.create_character(features, picture=image)
         self._remembered.move_to_end(key)
         while len(self._remembered) > RECENT_PICTURES:
             self._remembered.popitem(last=False)
@@ -94,6 +96,7 @@ class CharacterPipelineMixin(_Pipeline):
         *args: Any,
         subject_image: SubjectImage = None,
         subject_scale: float | Sequence[float] = 0.9,
+        subject_mask: SubjectMask = None,
         subject_fit: Fit = "pad",
         subject_start: float = 0.0,
         subject_end: float = 1.0,
@@ -106,20 +109,25 @@ class CharacterPipelineMixin(_Pipeline):
                 picture. Without one this is the plain pipeline.
             subject_scale: how strongly the character is drawn, about 0.6 to 1; less leaves more to the prompt, 0 is
                 plain FLUX. One for all, or one for each.
+            subject_mask: where in the picture the character may be: a picture or array, white there, of any size. One
+                for all, or a list with one (or None) for each; everywhere if not given.
             subject_fit: how a reference picture becomes a square: ``"pad"`` with white, or ``"stretch"``.
             subject_start: fraction of the steps before which the character is left out, 0 to 1.
             subject_end: fraction of the steps after which it is left out, 0 to 1.
 
         Raises:
-            ValueError: an empty list, scales that are not finite or not one a character, start past end, no adapter
-                or encoder set, or a character that another adapter made.
+            ValueError: an empty list, scales that are not finite, scales or masks that are not one a character, an
+                empty mask, start past end, no adapter or encoder set, or a character that another adapter made.
         """
         if not 0 <= subject_start <= subject_end <= 1:
             raise ValueError(
                 f"subject_start {subject_start} and subject_end {subject_end}; expected 0 ≤ start ≤ end ≤ 1"
             )
-        pairs = _pair(subject_image, subject_scale)
-        subjects = [(self._character(picture, subject_fit), scale) for picture, scale in pairs if scale != 0]
+        subjects = [
+            _Part(self._character(picture, subject_fit), scale, mask)
+            for picture, scale, mask in _cast(subject_image, subject_scale, subject_mask)
+            if scale != 0
+        ]
         if not subjects:
             return super().__call__(*args, **kwargs)
         with self._drawing(subjects, subject_start, subject_end):
@@ -141,14 +149,14 @@ class CharacterPipelineMixin(_Pipeline):
         return picture
 
     @contextmanager
-    def _drawing(self, subjects: list[tuple[Character, float]], start: float, end: float) -> Iterator[None]:
+    def _drawing(self, subjects: list[_Part], start: float, end: float) -> Iterator[None]:
         """Within this block, the transformer gets the subjects of the step at every call."""
         schedule: list[list[Subject]] = []
 
         def add_subjects(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
             latents = kwargs["hidden_states"]
             if not schedule:
-                schedule.extend(self._schedule(subjects, start, end, latents.device, latents.dtype))
+                schedule.extend(self._schedule(subjects, start, end, latents, kwargs["img_ids"]))
             joint = dict(kwargs.get("joint_attention_kwargs") or {})
             joint |= {"subjects": schedule[self._step], "image_tokens": latents.shape[1]}
             return args, {**kwargs, "joint_attention_kwargs": joint}
@@ -160,21 +168,18 @@ class CharacterPipelineMixin(_Pipeline):
             hook.remove()
 
     def _schedule(
-        self,
-        subjects: list[tuple[Character, float]],
-        start: float,
-        end: float,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, subjects: list[_Part], start: float, end: float, latents: Tensor, positions: Tensor
     ) -> list[list[Subject]]:
         """The subjects to draw at each step of the scheduler's: the one time that the host waits for the GPU."""
-        timesteps = self.scheduler.timesteps.to(dtype).tolist()
+        timesteps = self.scheduler.timesteps.to(latents.dtype).tolist()
         drawn = _window(len(timesteps), self._first_step, start, end)
         schedule: list[list[Subject]] = [[] for _ in timesteps]
-        for character, scale in subjects:
-            tokens = character.tokens(self._adapter().projector, [timesteps[i] for i in drawn], device, dtype)
+        for character, scale, mask in subjects:
+            where = None if mask is None else _region(mask, positions).to(latents)
+            at = [timesteps[i] for i in drawn]
+            tokens = character.tokens(self._adapter().projector, at, latents.device, latents.dtype)
             for step, step_tokens in zip(drawn, tokens):
-                schedule[step].append(Subject(step_tokens, scale))
+                schedule[step].append(Subject(step_tokens, scale, where))
         return schedule
 
     @property
@@ -200,23 +205,40 @@ class InstantCharacterInpaintPipeline(CharacterPipelineMixin, FluxInpaintPipelin
     """Inpainting, see :class:`CharacterPipelineMixin`."""
 
 
-def _pair(
-    subject_image: SubjectImage, subject_scale: float | Sequence[float]
-) -> list[tuple[Picture | Character, float]]:
-    """The pictures or characters, each with its finite scale."""
-    pictures: list[Any] = list(subject_image) if isinstance(subject_image, (list, tuple)) else [subject_image]
-    scales: list[Any] = list(subject_scale) if isinstance(subject_scale, (list, tuple)) else [subject_scale]
+class _Part(NamedTuple):
+    """What a character has in one drawing."""
+
+    character: Character
+    scale: float
+    mask: Picture | None
+
+
+def _cast(
+    subject_image: SubjectImage, subject_scale: float | Sequence[float], subject_mask: SubjectMask
+) -> list[tuple[Picture | Character, float, Picture | None]]:
+    """The pictures or characters, each with its finite scale and its mask."""
+    pictures, scales, masks = _listed(subject_image), _listed(subject_scale), _listed(subject_mask)
     if not all(math.isfinite(scale) for scale in scales):
         raise ValueError(f"subject_scale is {subject_scale}; expected finite numbers")
     if subject_image is None:
         return []
     if not pictures or any(picture is None for picture in pictures):
         raise ValueError("subject_image is a list that is empty or has a None in it; expected pictures or characters")
-    if len(scales) not in (1, len(pictures)):
-        raise ValueError(
-            f"{len(scales)} subject_scale for {len(pictures)} characters; expected one for all or one each"
-        )
-    return list(zip(pictures, scales * len(pictures)))
+    for name, given in (("subject_scale", scales), ("subject_mask", masks)):
+        if len(given) not in (1, len(pictures)):
+            raise ValueError(f"{len(given)} {name} for {len(pictures)} characters; expected one for all or one each")
+    return list(zip(pictures, scales * len(pictures), masks * len(pictures)))
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _region(mask: Picture, positions: Tensor) -> Tensor:
+    """A mask over FLUX's image tokens, whose ``positions`` [..., S, 3] end in row and column."""
+    white = np.asarray(open_picture(mask, BLACK).convert("L"), dtype=np.float32) / 255
+    rows, columns = (int(positions[..., axis].max()) + 1 for axis in (1, 2))
+    return region(torch.from_numpy(white), rows, columns)
 
 
 def _window(steps: int, first: int, start: float, end: float) -> list[int]:

@@ -17,6 +17,7 @@ WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
 VIEW = 384
 """Side in pixels of what the encoders see at once."""
+THUMBNAIL = 256
 
 
 def open_picture(picture: Picture, ground: Colour = WHITE) -> Image.Image:
@@ -95,6 +96,11 @@ def views(square: Image.Image) -> tuple[list[Image.Image], list[Image.Image]]:
     high = square.resize((2 * VIEW, 2 * VIEW))
     corners = [(x, y) for y in (0, VIEW) for x in (0, VIEW)]
     return [square.resize((VIEW, VIEW))], [high.crop((x, y, x + VIEW, y + VIEW)) for x, y in corners]
+
+
+def thumbnail(picture: Picture) -> Image.Image:
+    """A small square of a picture, on white, to know it by."""
+    return to_square(open_picture(picture)).resize((THUMBNAIL, THUMBNAIL))
 
 
 def _open(picture: Picture) -> Image.Image:

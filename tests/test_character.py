@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures
 from instantcharacter.memory import lent
+from instantcharacter.reference import thumbnail
 
 CPU = torch.device("cpu")
 
@@ -18,6 +19,31 @@ def test_character_is_the_fused_features(adapter):
     character = adapter.create_character(CharacterFeatures(*features))
     assert torch.equal(character.fused, adapter.projector.fuse(*features))
     assert character.fingerprint == adapter.fingerprint()
+
+
+def test_views_of_one_character_are_read_together(adapter):
+    views = [CharacterFeatures(*recorded.features(tokens=9, seed=seed)) for seed in (1, 2)]
+    character = adapter.create_character(*views)
+    apart = [adapter.create_character(view).fused for view in views]
+    assert torch.equal(character.fused, torch.cat(apart, dim=1))
+    (together,) = character.tokens(adapter.projector, [500.0], CPU, torch.float32)
+    (first,) = Character(apart[0], adapter.fingerprint()).tokens(adapter.projector, [500.0], CPU, torch.float32)
+    assert together.shape == first.shape
+    assert recorded.error(together, first) > 1e-3
+
+
+def test_thumbnail_is_kept_with_the_character(adapter, tmp_path):
+    features = CharacterFeatures(*recorded.features(tokens=9))
+    adapter.create_character(features, picture=recorded.PICTURE).save(tmp_path / "fox.safetensors")
+    kept = Character.load(tmp_path / "fox.safetensors").thumbnail
+    assert kept.tobytes() == thumbnail(recorded.PICTURE).tobytes()
+    adapter.create_character(features).save(tmp_path / "unknown.safetensors")
+    assert Character.load(tmp_path / "unknown.safetensors").thumbnail is None
+
+
+def test_character_of_no_picture_is_refused(adapter):
+    with pytest.raises(ValueError, match="at least one picture"):
+        adapter.create_character()
 
 
 def test_one_schedule_is_resampled_once(adapter, character, resampled):

@@ -18,6 +18,8 @@ from instantcharacter import (
     InstantCharacterInpaintPipeline,
     InstantCharacterPipeline,
 )
+from instantcharacter.attention import Subject, add_subjects, attend, region
+from instantcharacter.processor import LearningAttention, attach
 
 CPU_GROUP_OFFLOAD = Version(diffusers.__version__) >= Version("0.36")
 
@@ -126,6 +128,59 @@ def test_each_character_has_its_own_scale(pipeline, character, other_character):
     assert error(all_alike, one) > 1e-2
 
 
+def half(side: str) -> torch.Tensor:
+    """A mask of the recorded picture's size, white on one side."""
+    mask = torch.zeros(64, 96)
+    mask[:, {"left": slice(48), "right": slice(48, None)}[side]] = 1
+    return mask
+
+
+def test_white_mask_is_no_mask(pipeline, character):
+    everywhere = draw(pipeline, subject_image=character, subject_mask=torch.ones(5, 7))
+    assert error(everywhere, draw(pipeline, subject_image=character)) < 1e-6  # a product more, rounded
+
+
+def test_two_regions_of_a_character_are_the_whole(pipeline, character):
+    both = draw(pipeline, subject_image=[character] * 2, subject_mask=[half("left"), half("right")])
+    assert error(both, draw(pipeline, subject_image=character)) < 1e-4
+
+
+def test_character_is_added_in_its_region_only(adapter, fused):
+    query, where = torch.randn(1, 24, 2, 128), region(half("right"), 4, 6)
+    hidden = torch.zeros(1, 24, 256)
+    tokens = adapter.projector.resample(fused, torch.tensor([500.0]))
+    attention = LearningAttention(adapter.attention[0], torch.ones(128))
+    with torch.no_grad():
+        add_subjects(hidden, query, [Subject(tokens, 0.9, where)], attention, attend)
+    hidden = hidden.unflatten(1, (4, 6))
+    assert not hidden[:, :, :3].any()
+    assert hidden[:, :, 3:].abs().min(dim=-1).values.max() > 0
+
+
+def test_region_is_the_mean_of_the_mask_over_each_token():
+    mask = torch.zeros(8, 8)
+    mask[:4, :2] = 1
+    assert region(mask, 2, 2)[0, :, 0].tolist() == [0.5, 0, 0, 0]
+    assert region(mask[None].expand(3, -1, -1), 4, 4).shape == (3, 16, 1)
+
+
+def test_masks_of_several_characters_and_orders_agree(pipeline, character, other_character):
+    one = draw(
+        pipeline,
+        subject_image=[character, other_character],
+        subject_scale=[0.9, 0.6],
+        subject_mask=[half("left"), None],
+    )
+    other = draw(
+        pipeline,
+        subject_image=[other_character, character],
+        subject_scale=[0.6, 0.9],
+        subject_mask=[None, half("left")],
+    )
+    assert error(one, other) < 1e-4
+    assert error(one, draw(pipeline, subject_image=[character, other_character], subject_scale=[0.9, 0.6])) > 1e-2
+
+
 def test_every_picture_of_a_batch_gets_the_character(pipeline, character):
     prompts, negative = recorded.prompt(batch=2), recorded.negative_prompt()
     latents = recorded.run_settings()["latents"]
@@ -217,8 +272,6 @@ def test_sequential_offload_draws_the_same(pipeline, character):
 
 
 def test_gradients_reach_the_characters_tokens_through_flux(adapter):
-    from instantcharacter.attention import Subject
-    from instantcharacter.processor import attach
 
     transformer = recorded.transformer()
     attach(transformer, adapter.requires_grad_(True), folded=False)
@@ -393,6 +446,8 @@ def test_pipelines_may_share_a_transformer(pipeline, adapter, character):
         ({"subject_end": 1.5}, "0 ≤ start ≤ end ≤ 1"),
         ({"subject_start": float("nan")}, "0 ≤ start ≤ end ≤ 1"),
         ({"subject_image": recorded.PICTURE}, "set_character_encoder"),
+        ({"subject_mask": [None, None]}, "2 subject_mask for 1 characters"),
+        ({"subject_mask": torch.zeros(4, 4)}, "mask is empty"),
     ],
 )
 def test_wrong_settings_are_refused_before_drawing(pipeline, character, monkeypatch, settings, message):

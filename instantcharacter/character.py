@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -55,18 +55,30 @@ class Character:
             [1, num_tokens, resampler_dim + 8] for each timestep.
         """
         kept = self._tokens.get(projector, {})
-        keys = [(timestep, device, dtype) for timestep in timesteps]
-        missing = [key for key in keys if key not in kept]
-        if missing:
-            with lent(projector.resampler, device) as resampler:
-                fused = self.fused.to(resampler.proj_in.weight)
-                for i in range(0, len(missing), RESAMPLED_AT_ONCE):
-                    some = missing[i : i + RESAMPLED_AT_ONCE]
-                    at = torch.tensor([timestep for timestep, *_ in some], device=device)
-                    together = projector.resample(fused, at, folded=True).to(dtype)
-                    kept.update(zip(some, (tokens.clone() for tokens in together.split(1))))
-            self._tokens[projector] = {key: kept[key] for key in keys}
-        return [kept[key] for key in keys]
+        if missing := self.missing(projector, timesteps, device, dtype):
+            resampled = self.resample(projector, missing, device, dtype)
+            kept.update(((timestep, device, dtype), tokens) for timestep, tokens in zip(missing, resampled))
+            self._tokens[projector] = {key: kept[key] for key in ((t, device, dtype) for t in timesteps)}
+        return [kept[timestep, device, dtype] for timestep in timesteps]
+
+    def missing(
+        self, projector: CharacterProjector, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> list[float]:
+        """The timesteps for which :meth:`tokens` would need the resampler."""
+        kept = self._tokens.get(projector, {})
+        return [timestep for timestep in timesteps if (timestep, device, dtype) not in kept]
+
+    @torch.no_grad()
+    def resample(
+        self, projector: CharacterProjector, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """As :meth:`tokens`, computed anew and not kept; the resampler is on the device only meanwhile."""
+        with lent(projector.resampler, device) as resampler:
+            fused = self.fused.to(resampler.proj_in.weight)
+            for i in range(0, len(timesteps), RESAMPLED_AT_ONCE):
+                at = torch.tensor(timesteps[i : i + RESAMPLED_AT_ONCE], device=device)
+                together = projector.resample(fused, at, folded=True).to(dtype)
+                yield from (tokens.clone() for tokens in together.split(1))
 
     def check_made_by(self, fingerprint: str | None) -> None:
         """Raise ``ValueError`` unless the adapter of this fingerprint made the character."""

@@ -10,6 +10,8 @@ import torch
 
 from instantcharacter import Character, CharacterAdapter, CharacterEncoder, InstantCharacterPipeline
 
+collect_ignore = [] if "INSIDE_COMFYUI" in os.environ else ["in_comfyui"]
+
 torch.set_num_threads(1)  # two test processes share two cores
 
 

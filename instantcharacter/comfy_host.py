@@ -1,0 +1,92 @@
+"""What ComfyUI does for InstantCharacter: it holds the weights, and is told how far the work has come."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from .adapter import AdapterConfig, CharacterAdapter
+from .character import Character
+from .folding import fold
+from .projector import CharacterProjector
+
+
+def hosted(module: nn.Module) -> Any:
+    """A module as a ``ModelPatcher``: ComfyUI loads, counts and frees its weights."""
+    return comfy.model_patcher.CoreModelPatcher(
+        module, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
+
+
+def load(patcher: Any) -> Any:
+    """The module of a ``ModelPatcher``, on its device until ComfyUI needs the room.
+
+    It is loaded whole: modules that are not made of ComfyUI's layers cannot be loaded in part.
+    """
+    management.load_models_gpu([patcher], force_full_load=True)
+    return patcher.model
+
+
+def release(patcher: Any) -> None:
+    """Have ComfyUI take a ``ModelPatcher`` off its device now."""
+    others = [model for model in management.current_loaded_models if model.model is not patcher]
+    management.free_memory(1e30, patcher.load_device, keep_loaded=others)
+
+
+def weight_dtype() -> torch.dtype:
+    """The type for weights that run on ComfyUI's device: half precision where it has it."""
+    device = management.get_torch_device()
+    if management.is_device_cpu(device):
+        return torch.float32
+    return torch.bfloat16 if management.should_use_bf16(device) else torch.float16
+
+
+class HostedAdapter:
+    """An adapter in ComfyUI: a CHARACTER_ADAPTER.
+
+    Attributes:
+        adapter: the weights as they came; the parts below share them.
+        fingerprint: see :meth:`CharacterAdapter.fingerprint`.
+        fusion: ``ModelPatcher`` of the projector's timestep-free half.
+        resampler: ``ModelPatcher`` of its other half.
+    """
+
+    def __init__(self, adapter: CharacterAdapter) -> None:
+        self.adapter = adapter
+        self.fingerprint = adapter.fingerprint()
+        projector = adapter.projector
+        fusion = [module for name, module in projector.named_children() if name != "resampler"]
+        self.fusion = hosted(nn.ModuleList(fusion))
+        self.resampler = hosted(projector.resampler)
+        self._attention: dict[torch.dtype, Any] = {}
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.adapter.config
+
+    @property
+    def projector(self) -> CharacterProjector:
+        return self.adapter.projector
+
+    def attention(self, dtype: torch.dtype) -> Any:
+        """``ModelPatcher`` of the folded attention of every block, made once for a type of weights."""
+        if dtype not in self._attention:
+            linear = comfy.ops.disable_weight_init.Linear
+            self._attention[dtype] = hosted(nn.ModuleList(fold(self.adapter, torch.device("cpu"), dtype, linear)))
+        return self._attention[dtype]
+
+    def key_scales(self, query_scales: Tensor) -> list[Tensor]:
+        """The scale on each block's keys, [head_dim], for FLUX's query scales, [blocks, head_dim]."""
+        return [attention.key_scale(scale) for attention, scale in zip(self.adapter.attention, query_scales)]
+
+
+class HostedCharacter(NamedTuple):
+    """A CHARACTER: who, and the adapter that made and draws it."""
+
+    character: Character
+    adapter: HostedAdapter

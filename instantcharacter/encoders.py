@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    PretrainedConfig,
-    PreTrainedModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from .files import read_safetensors
 from .reference import Fit, Picture, open_picture, to_square, views
+from .single_file import SingleFileModel
 
 SIGLIP_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DINOV2_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -80,7 +71,14 @@ class CharacterEncoder(nn.Module):
             OSError: a hub id that cannot be found or reached (transformers).
         """
         dtype = dtype or torch.float32
-        return cls(_load(SIGLIP, siglip, dtype), _load(DINOV2, dinov2, dtype)).to(device)
+        encoders = []
+        for model, source, layers in ((SIGLIP, siglip, SIGLIP_SHALLOW), (DINOV2, dinov2, DINOV2_SHALLOW)):
+            config = model.read_config(source)
+            if config.num_hidden_layers < max(layers):
+                raise ValueError(f"{source} has {config.num_hidden_layers} layers; expected {model.expected}")
+            config.vision_use_head = False  # SigLIP's pooling: the features come before it
+            encoders.append(model.load(source, config, dtype))
+        return cls(*encoders).to(device)
 
     @torch.no_grad()
     def forward(self, image: Picture, fit: Fit = "pad") -> CharacterFeatures:
@@ -123,28 +121,7 @@ def _pixels(pictures: list[Image.Image], mean: tuple[float, ...], std: tuple[flo
     return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """One of the two models: its class, the sizes of the released one, and how to know it in a file."""
-
-    name: str
-    model: type[PreTrainedModel]
-    config: type[PretrainedConfig]
-    released: dict[str, Any]
-    prefix: str
-    """What its keys begin with in a hub file."""
-    towers: tuple[str, ...]
-    """What its keys begin with after the prefix."""
-    patch_embedding: str
-    """The weight that tells its width."""
-    layers: tuple[int, ...]
-
-    @property
-    def expected(self) -> str:
-        return f"{self.name}'s weights"
-
-
-SIGLIP = _Encoder(
+SIGLIP = SingleFileModel(
     name="SigLIP (google/siglip-so400m-patch14-384)",
     model=SiglipVisionModel,
     config=SiglipVisionConfig,
@@ -160,10 +137,9 @@ SIGLIP = _Encoder(
     },
     prefix="vision_model.",
     towers=("embeddings.", "encoder.", "post_layernorm."),
-    patch_embedding="embeddings.patch_embedding.weight",
-    layers=SIGLIP_SHALLOW,
+    telling=("embeddings.patch_embedding.weight", 0, "hidden_size"),
 )
-DINOV2 = _Encoder(
+DINOV2 = SingleFileModel(
     name="DINOv2 (facebook/dinov2-giant)",
     model=Dinov2Model,
     config=Dinov2Config,
@@ -180,66 +156,5 @@ DINOV2 = _Encoder(
     },
     prefix="",
     towers=("embeddings.", "encoder.", "layernorm."),
-    patch_embedding="embeddings.patch_embeddings.projection.weight",
-    layers=DINOV2_SHALLOW,
+    telling=("embeddings.patch_embeddings.projection.weight", 0, "hidden_size"),
 )
-
-
-def _load(encoder: _Encoder, source: str | Path, dtype: torch.dtype) -> Any:
-    """A model from a hub folder, a hub id or a single file, complete or not at all."""
-    if Path(source).suffix == ".safetensors":
-        state = _tower(encoder, Path(source))
-        config = _single_file_config(encoder, Path(source), state)
-        arguments: dict[str, Any] = {"pretrained_model_name_or_path": None, "state_dict": state}
-    else:
-        config = encoder.config.from_pretrained(source)
-        arguments = {"pretrained_model_name_or_path": source}
-    if config.num_hidden_layers < max(encoder.layers):
-        raise ValueError(f"{source} has {config.num_hidden_layers} layers; expected {encoder.expected}")
-    config.vision_use_head = False  # SigLIP's pooling: the features come before it
-    try:
-        with _without_load_report():
-            model, report = encoder.model.from_pretrained(
-                **arguments, config=config, torch_dtype=dtype, output_loading_info=True
-            )
-    except RuntimeError as error:  # transformers' word for weights of another size
-        raise ValueError(f"{source} does not fit {encoder.expected}: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{source} lacks {len(missing)} weights, {missing[0]} first; expected {encoder.expected}")
-    return model
-
-
-def _tower(encoder: _Encoder, path: Path) -> dict[str, Tensor]:
-    """The encoder's own weights in a file, under a hub file's keys, whatever else the file holds."""
-    tensors, _ = read_safetensors(path, encoder.expected)
-    towers = tuple(encoder.prefix + tower for tower in encoder.towers)
-    keyed = {encoder.prefix + key.removeprefix(encoder.prefix): tensor for key, tensor in tensors.items()}
-    state = {key: tensor for key, tensor in keyed.items() if key.startswith(towers)}
-    if encoder.prefix + encoder.patch_embedding not in state:
-        raise ValueError(f"{path} holds {sorted(tensors)[:3]}, not {encoder.expected}")
-    return state
-
-
-def _single_file_config(encoder: _Encoder, path: Path, state: dict[str, Tensor]) -> PretrainedConfig:
-    """The released sizes if the file is of the released width, else the ``config.json`` beside it."""
-    width = state[encoder.prefix + encoder.patch_embedding].shape[0]
-    released = encoder.config(**encoder.released)
-    if width == released.hidden_size:
-        return released
-    if not (path.parent / "config.json").is_file():
-        raise ValueError(
-            f"{path} is of width {width}, {encoder.name} is of {released.hidden_size}. "
-            "For another size put its config.json beside it."
-        )
-    return encoder.config.from_pretrained(path.parent)
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """transformers reports unused weights at length; the unused towers are meant, and missing ones raise here."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)

@@ -136,7 +136,7 @@ def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folde
     """Put the adapter's attention into every block of a FLUX transformer, in place of one there before.
 
     Args:
-        transformer: FLUX; its dtype and device are taken.
+        transformer: FLUX; its device is taken, and the dtype that it computes in.
         adapter: whose attention.
         folded: for drawing: a folded copy, for folded tokens; it does not follow what happens to the adapter.
             Otherwise, for training, the adapter's own modules, for unfolded tokens.
@@ -151,7 +151,11 @@ def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folde
     if any(isinstance(processor, nn.Module) for processor in processors.values()):
         raise ValueError("the transformer carries another adapter in its attention (an IP-Adapter?): unload it first")
     scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in processors]
-    attentions = _folded(adapter, scales) if folded else map(LearningAttention, adapter.attention, scales)
+    attentions = (
+        _folded(adapter, scales, _compute_dtype(transformer))
+        if folded
+        else map(LearningAttention, adapter.attention, scales)
+    )
     fingerprint = adapter.fingerprint()
     transformer.set_attn_processor(
         {
@@ -161,8 +165,8 @@ def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folde
     )
 
 
-def _folded(adapter: CharacterAdapter, query_scales: list[Tensor]) -> Iterator[DrawingAttention]:
-    device, dtype = query_scales[0].device, query_scales[0].dtype
+def _folded(adapter: CharacterAdapter, query_scales: list[Tensor], dtype: torch.dtype) -> Iterator[DrawingAttention]:
+    device = query_scales[0].device
     blocks = zip(fold(adapter, device, dtype), adapter.attention, query_scales, strict=True)
     for folded, attention, query_scale in blocks:
         key_scale = attention.key_scale(query_scale.to(attention.norm_ip_q.scale.device))
@@ -195,6 +199,12 @@ def _check_fits(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) 
                 f"the transformer's {what} is {found}, the adapter is made for {expected}. "
                 "InstantCharacter's is for FLUX.1-dev and models of its shape."
             )
+
+
+def _compute_dtype(transformer: FluxTransformer2DModel) -> torch.dtype:
+    """What a transformer computes in, however its weights are stored: GGUF knows, and so does layerwise casting."""
+    quantizer = getattr(transformer, "hf_quantizer", None)
+    return getattr(quantizer, "compute_dtype", None) or transformer.dtype
 
 
 def _query_scale(attn: Any) -> Tensor:

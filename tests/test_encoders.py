@@ -59,8 +59,8 @@ def test_dinov2_is_read_from_a_single_file(encoder, tmp_path):
 
 @pytest.mark.parametrize(("encoder", "width", "layers"), [(encoders.SIGLIP, 1152, 27), (encoders.DINOV2, 1536, 40)])
 def test_released_sizes_need_no_config(encoder, width, layers, tmp_path):
-    state = {encoder.prefix + name: torch.zeros(width, 3, 14, 14) for name in [encoder.patch_embedding]}
-    config = encoders._single_file_config(encoder, tmp_path / "a.safetensors", state)
+    save_file({encoder.prefix + encoder.telling[0]: torch.zeros(width, 3, 14, 14)}, tmp_path / "a.safetensors")
+    config = encoder.read_config(tmp_path / "a.safetensors")
     assert (config.hidden_size, config.num_hidden_layers) == (width, layers)
 
 

@@ -15,7 +15,6 @@ comfy.options.enable_args_parsing()
 import comfy.sd
 import pytest
 import recorded
-import torch
 
 from instantcharacter import Character
 from instantcharacter.comfy_host import HostedAdapter

@@ -1,0 +1,242 @@
+"""A FLUX pipeline from the files that ComfyUI users have: one for each part, or a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, GGUFQuantizationConfig
+from diffusers.loaders.single_file_utils import load_single_file_checkpoint
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from .files import check_file, read_safetensors
+from .pipeline import InstantCharacterPipeline
+from .single_file import SingleFileModel
+
+EXPECTED_FLUX = "FLUX.1 in one file (.safetensors in bf16, fp16 or plain fp8, or .gguf), or a diffusers folder"
+EXPECTED_VAE = "FLUX's VAE (ae.safetensors)"
+HEAD_DIM = 128
+"""FLUX's, at any width."""
+CLIP_LENGTH, T5_LENGTH = 77, 512
+"""Tokens that each text encoder takes."""
+
+CLIP_L = SingleFileModel(
+    name="CLIP-L's text encoder",
+    model=CLIPTextModel,
+    config=CLIPTextConfig,
+    released={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "vocab_size": 49408,
+        "hidden_act": "quick_gelu",
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    },
+    prefix="text_model.",
+    towers=("embeddings.", "encoder.", "final_layer_norm."),
+    telling=("embeddings.token_embedding.weight", 1, "hidden_size"),
+)
+T5_XXL = SingleFileModel(
+    name="T5-XXL's encoder",
+    model=T5EncoderModel,
+    config=T5Config,
+    released={
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "vocab_size": 32128,
+        "feed_forward_proj": "gated-gelu",
+    },
+    prefix="",
+    towers=("shared.", "encoder."),
+    telling=("shared.weight", 1, "d_model"),
+)
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+NAMES = {
+    "double": ("double_blocks", "transformer_blocks"),
+    "single": ("single_blocks", "single_transformer_blocks"),
+    "picture": ("img_in.weight", "x_embedder.weight"),
+    "text": ("txt_in.weight", "context_embedder.weight"),
+    "pooled": ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight"),
+    "guidance": ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight"),
+}
+"""What a FLUX file is known by, in the released layout and in diffusers'."""
+
+
+@dataclass(frozen=True)
+class FluxFiles:
+    """Where the parts of a FLUX pipeline are.
+
+    Attributes:
+        flux: one file, or a diffusers folder.
+        clip_l: one file; the folder's if not given, or none without a folder.
+        t5: one file, as ``clip_l``.
+        vae: one file; the folder's if not given.
+        clip_tokenizer: a folder with CLIP's vocabulary, for ``clip_l``; not needed where the folder has one.
+        t5_tokenizer: a folder with T5's.
+    """
+
+    flux: Path
+    clip_l: Path | None = None
+    t5: Path | None = None
+    vae: Path | None = None
+    clip_tokenizer: Path | None = None
+    t5_tokenizer: Path | None = None
+
+
+def load_flux(files: FluxFiles, dtype: torch.dtype, fp8: bool = False) -> InstantCharacterPipeline:
+    """A pipeline of these files, on the CPU; without text encoders it draws from embeddings alone.
+
+    Args:
+        files: where the parts are.
+        dtype: of the arithmetic, and of weights that are not stored smaller.
+        fp8: keep FLUX's weights in 8 bits (e4m3); they become ``dtype`` when they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a file that is cut off, of another model, or in a form that only ComfyUI reads.
+    """
+    parts: dict[str, Any] = {}
+    if files.clip_l:
+        parts["text_encoder"] = CLIP_L.load(files.clip_l, CLIP_L.read_config(files.clip_l), dtype)
+    if files.t5:
+        parts["text_encoder_2"] = T5_XXL.load(files.t5, T5_XXL.read_config(files.t5), dtype)
+    if files.vae:
+        parts["vae"] = _load_vae(files.vae, dtype)
+    if files.flux.is_dir():
+        pipeline = _from_folder(files.flux, parts, dtype)
+    else:
+        transformer = _load_transformer(files.flux, dtype)
+        pipeline = InstantCharacterPipeline(**_complete(parts, files, transformer))
+    if fp8 and not getattr(pipeline.transformer, "is_quantized", False):
+        pipeline.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    return pipeline
+
+
+def _from_folder(folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> InstantCharacterPipeline:
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json. Expected {EXPECTED_FLUX}.")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if index.get("transformer", [None, None])[1] != FluxTransformer2DModel.__name__:
+        raise ValueError(f"{folder} is a {index.get('_class_name')}. Expected {EXPECTED_FLUX}.")
+    return InstantCharacterPipeline.from_pretrained(folder, **parts, torch_dtype=dtype)
+
+
+def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict[str, Any]:
+    """All that a pipeline takes, for FLUX in one file."""
+    if "vae" not in parts:
+        raise ValueError(f"{files.flux} comes without a VAE: choose {EXPECTED_VAE}")
+    guided = transformer.config.guidance_embeds
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0 if guided else 1.0, use_dynamic_shifting=guided),
+        "text_encoder": None,
+        "text_encoder_2": None,
+        "tokenizer": _tokenizer(files.clip_tokenizer, CLIP_LENGTH) if files.clip_l else None,
+        "tokenizer_2": _tokenizer(files.t5_tokenizer, T5_LENGTH) if files.t5 else None,
+        "transformer": transformer,
+        **parts,
+    }
+
+
+def _tokenizer(folder: Path | None, length: int) -> Any:
+    if folder is None:
+        raise ValueError("a text encoder from one file needs a folder with its tokenizer's vocabulary")
+    return AutoTokenizer.from_pretrained(folder, model_max_length=length)
+
+
+def _load_transformer(path: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+    check_file(path, EXPECTED_FLUX)
+    settings: dict[str, Any] = {"torch_dtype": dtype}
+    if path.suffix == ".gguf":
+        settings["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
+        state = _read_gguf(path)
+    else:
+        state, _ = read_safetensors(path, EXPECTED_FLUX)
+    return _from_state(FluxTransformer2DModel, state, _flux_config(state, path), path, settings)
+
+
+def _read_gguf(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_single_file_checkpoint(str(path))
+    except ImportError as error:
+        raise ImportError(f"{path.name} needs the package that reads GGUF: pip install gguf") from error
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is cut off or not a GGUF file. Expected {EXPECTED_FLUX}.") from error
+
+
+def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
+    state, _ = read_safetensors(path, EXPECTED_VAE)
+    beside = path.parent / "config.json"
+    config = VAE
+    if "decoder.conv_in.weight" not in state:
+        raise ValueError(f"{path} holds {sorted(state)[:3]}. Expected {EXPECTED_VAE}.")
+    if state["decoder.conv_in.weight"].shape[0] != VAE["block_out_channels"][-1] and beside.is_file():  # type: ignore[index]
+        config = json.loads(beside.read_text(encoding="utf-8"))
+    return _from_state(AutoencoderKL, state, config, path, {"torch_dtype": dtype})
+
+
+def _from_state(model: Any, state: Mapping[str, Any], config: dict, path: Path, settings: dict[str, Any]) -> Any:
+    """A diffusers model of weights in either layout, and of sizes that are known: nothing is looked up on the hub."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            return model.from_single_file(dict(state), config=folder, **settings)
+        except (LookupError, ValueError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{path} does not fit {model.__name__} ({reason}). Is it cut down or merged?") from error
+
+
+def _flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """FLUX's sizes, read off its weights."""
+    keys = [key.removeprefix("model.diffusion_model.") for key in state]
+    if any("scaled_fp8" in key or key.endswith((".scale_weight", ".weight_scale")) for key in keys):
+        raise ValueError(
+            f"{path} is in scaled fp8, which only ComfyUI's own loaders read: take Load Diffusion Model and "
+            "InstantCharacter Apply, or another file of FLUX"
+        )
+    sizes = {name: _shape(state, key) for name in ("picture", "text", "pooled") for key in NAMES[name] if key in keys}
+    if len(sizes) < 3:
+        raise ValueError(f"{path} holds {sorted(keys)[:3]}. Expected {EXPECTED_FLUX}.")
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "in_channels": sizes["picture"][1],
+        "num_layers": _count(keys, NAMES["double"]),
+        "num_single_layers": _count(keys, NAMES["single"]),
+        "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": sizes["picture"][0] // HEAD_DIM,
+        "joint_attention_dim": sizes["text"][1],
+        "pooled_projection_dim": sizes["pooled"][1],
+        "guidance_embeds": any(key in keys for key in NAMES["guidance"]),
+        "out_channels": 64,
+    }
+
+
+def _shape(state: Mapping[str, Any], key: str) -> list[int]:
+    tensor = state[key] if key in state else state[f"model.diffusion_model.{key}"]
+    return list(getattr(tensor, "quant_shape", tensor.shape))
+
+
+def _count(keys: list[str], names: tuple[str, ...]) -> int:
+    """How many blocks there are of this kind."""
+    return len({key.split(".")[1] for key in keys if key.split(".")[0] in names})

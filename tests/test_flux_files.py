@@ -1,0 +1,212 @@
+"""FLUX from the files that ComfyUI users have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import recorded
+import torch
+from recorded import error
+from safetensors.torch import save_file
+
+from instantcharacter import InstantCharacterPipeline, demo
+from instantcharacter.flux_files import FluxFiles, _flux_config, load_flux
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict:
+    return {**demo.tiny_components(), "transformer": recorded.transformer()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, parts) -> FluxFiles:
+    """Single files of a tiny FLUX, each with the config that another size needs beside it."""
+    folder = tmp_path_factory.mktemp("models")
+    saved = {}
+    for name, part in (("clip_l", "text_encoder"), ("t5", "text_encoder_2"), ("vae", "vae"), ("flux", "transformer")):
+        (folder / name).mkdir()
+        parts[part].save_pretrained(folder / name, safe_serialization=True)
+        saved[name] = next((folder / name).glob("*.safetensors"))
+    for name in ("tokenizer", "tokenizer_2"):
+        parts[name].save_pretrained(folder / name)
+    return FluxFiles(**saved, clip_tokenizer=folder / "tokenizer", t5_tokenizer=folder / "tokenizer_2")
+
+
+def without_text(files: FluxFiles, **changes) -> FluxFiles:
+    return FluxFiles(**{"flux": files.flux, "vae": files.vae} | changes)
+
+
+def draw(pipeline, **changes) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(**{**recorded.run_settings(), **changes})[0]
+
+
+@pytest.fixture(scope="module")
+def expected(parts) -> torch.Tensor:
+    return draw(InstantCharacterPipeline(**recorded.components()))
+
+
+def test_single_files_draw_what_the_models_do(files, expected):
+    drawn = draw(load_flux(without_text(files), torch.float32))
+    assert error(drawn, expected) < 1e-6  # weights that lie elsewhere in memory are summed in another order
+
+
+def test_diffusers_folder_draws_the_same(tmp_path, parts, expected):
+    InstantCharacterPipeline(**parts).save_pretrained(tmp_path)
+    assert error(draw(load_flux(FluxFiles(tmp_path), torch.float32)), expected) < 1e-6
+
+
+def test_text_encoders_read_prompts_as_the_models_do(files, parts):
+    """Single files of CLIP and T5, and tokenizers from their folders."""
+    wide = {**parts, "transformer": demo.tiny_components()["transformer"]}
+    text = {"prompt": "a fox", "max_sequence_length": 64}
+    expected = InstantCharacterPipeline(**wide).encode_prompt(prompt_2=None, **text)
+    pipeline = load_flux(files, torch.float32)
+    for ours, theirs in zip(pipeline.encode_prompt(prompt_2=None, **text), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_text_encoders_it_draws_from_embeddings(files):
+    pipeline = load_flux(without_text(files), torch.float32)
+    assert pipeline.text_encoder is None
+    assert pipeline.text_encoder_2 is None
+
+
+def test_stored_in_fp8_it_computes_in_the_dtype_asked_for(files, expected, adapter, character):
+    pipeline = load_flux(without_text(files), torch.float32, fp8=True)
+    stored = {parameter.dtype for parameter in pipeline.transformer.transformer_blocks.parameters()}
+    assert torch.float8_e4m3fn in stored
+    drawn = draw(pipeline)
+    assert drawn.dtype == torch.float32
+    assert 1e-4 < error(drawn, expected) < 0.5
+    pipeline.set_character_adapter(adapter)
+    attention = pipeline.transformer.transformer_blocks[0].attn.processor.attention
+    assert {parameter.dtype for parameter in attention.parameters()} == {torch.float32}
+    assert error(draw(pipeline, subject_image=character), drawn) > 1e-3
+
+
+def test_fp8_file_is_read(files, expected, tmp_path):
+    state = {key: weight.to(torch.float8_e4m3fn) for key, weight in recorded.transformer().state_dict().items()}
+    save_file(state, tmp_path / "flux-fp8.safetensors")
+    pipeline = load_flux(without_text(files, flux=tmp_path / "flux-fp8.safetensors"), torch.float32)
+    rounded = recorded.transformer()
+    rounded.load_state_dict({key: weight.float() for key, weight in state.items()})
+    theirs = InstantCharacterPipeline(**{**recorded.components(), "transformer": rounded})
+    assert torch.equal(draw(pipeline), draw(theirs))
+
+
+@pytest.fixture
+def gguf_file(tmp_path) -> Path:
+    """The recorded FLUX with its linear layers in 8 bits, as ComfyUI-GGUF's users have it."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "flux-q8.gguf", "flux")
+    for key, weight in recorded.transformer().state_dict().items():
+        data = weight.numpy()
+        if weight.ndim == 2 and weight.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(key, gguf.quants.quantize(data, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(key, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path / "flux-q8.gguf"
+
+
+def test_gguf_file_is_read_and_draws_a_character(files, expected, gguf_file, adapter, character):
+    pipeline = load_flux(without_text(files, flux=gguf_file), torch.float32)
+    plain = draw(pipeline)
+    assert 1e-5 < error(plain, expected) < 0.1
+    pipeline.set_character_adapter(adapter)
+    drawn = draw(pipeline, subject_image=character)
+    whole = InstantCharacterPipeline(**recorded.components())
+    whole.set_character_adapter(adapter)
+    assert error(drawn, draw(whole, subject_image=character)) < 0.1
+    assert error(drawn, plain) > 1e-3
+
+
+def test_adapter_of_a_gguf_flux_is_in_the_dtype_that_it_computes_in(files, gguf_file, adapter):
+    pipeline = load_flux(without_text(files, flux=gguf_file), torch.bfloat16)
+    pipeline.set_character_adapter(adapter)
+    attention = pipeline.transformer.transformer_blocks[0].attn.processor.attention
+    assert {parameter.dtype for parameter in attention.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_released_sizes_are_read_off_a_released_file(guided):
+    """The released layout's keys, with the shapes of FLUX.1-dev and schnell."""
+    weights = {"img_in.weight": (3072, 64), "txt_in.weight": (3072, 4096), "vector_in.in_layer.weight": (3072, 768)}
+    weights |= {f"double_blocks.{i}.img_attn.proj.bias": (1,) for i in range(19)}
+    weights |= {f"single_blocks.{i}.linear2.bias": (1,) for i in range(38)}
+    weights |= {"guidance_in.in_layer.weight": (1,)} if guided else {}
+    for prefix in ("", "model.diffusion_model."):
+        state = {prefix + key: torch.empty(shape, device="meta") for key, shape in weights.items()}
+        config = _flux_config(state, Path("flux1.safetensors"))
+        assert config.pop("guidance_embeds") is guided
+        assert {key: config[key] for key in config if not key.startswith("_")} == {
+            "in_channels": 64,
+            "out_channels": 64,
+            "num_layers": 19,
+            "num_single_layers": 38,
+            "attention_head_dim": 128,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "pooled_projection_dim": 768,
+        }
+
+
+# Errors
+
+
+def test_missing_file_is_named(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.safetensors. Expected FLUX"):
+        load_flux(without_text(files, flux=tmp_path / "nothing.safetensors"), torch.float32)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".gguf"])
+def test_cut_off_file_is_refused(files, gguf_file, tmp_path, suffix):
+    whole = {".safetensors": files.flux, ".gguf": gguf_file}[suffix]
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="cut.*Expected FLUX"):
+        load_flux(without_text(files, flux=cut), torch.float32)
+
+
+def test_another_model_is_refused(files):
+    with pytest.raises(ValueError, match=r"holds \[.*Expected FLUX"):
+        load_flux(without_text(files, flux=files.vae), torch.float32)
+    with pytest.raises(ValueError, match="Expected FLUX's VAE"):
+        load_flux(without_text(files, vae=files.flux), torch.float32)
+    with pytest.raises(ValueError, match="not CLIP-L's text encoder's weights"):
+        load_flux(without_text(files, clip_l=files.vae), torch.float32)
+
+
+def test_flux_that_lacks_weights_is_refused(files, tmp_path):
+    state = recorded.transformer().state_dict()
+    state.pop("single_transformer_blocks.1.proj_out.weight")
+    save_file(state, tmp_path / "flux.safetensors")
+    with pytest.raises(ValueError, match="does not fit FluxTransformer2DModel"):
+        load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32)
+
+
+def test_scaled_fp8_is_refused_with_the_way_to_draw_from_it(files, tmp_path):
+    state = {**recorded.transformer().state_dict(), "scaled_fp8": torch.zeros(2)}
+    save_file(state, tmp_path / "flux.safetensors")
+    with pytest.raises(ValueError, match="scaled fp8.*Load Diffusion Model and InstantCharacter Apply"):
+        load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32)
+
+
+def test_folder_that_is_no_flux_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no model_index\.json"):
+        load_flux(FluxFiles(tmp_path), torch.float32)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match="is a StableDiffusionPipeline"):
+        load_flux(FluxFiles(tmp_path), torch.float32)
+
+
+def test_single_file_without_a_vae_is_refused(files):
+    with pytest.raises(ValueError, match="comes without a VAE"):
+        load_flux(FluxFiles(files.flux), torch.float32)

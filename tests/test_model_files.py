@@ -1,0 +1,193 @@
+"""Finding and fetching model files, from a hub on the loopback with huggingface_hub's real client."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import huggingface_hub
+import pytest
+from loopback_hub import Hub, serving
+from packaging.version import Version
+
+from instantcharacter import models
+from instantcharacter.models import FILES, fetch, find
+
+CONTENT = bytes(range(256)) * 4096
+"""1 MiB."""
+ADAPTER = FILES["adapter"]
+TELLS_PROGRESS = Version(huggingface_hub.__version__) >= Version("1.2")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Hub:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with serving() as hub:
+        for module in (huggingface_hub.constants, huggingface_hub.file_download):
+            if hasattr(module, "ENDPOINT"):
+                monkeypatch.setattr(module, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (huggingface_hub.constants, huggingface_hub.file_download):
+            if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        for file in FILES.values():
+            hub.files[file.repo, file.path] = CONTENT
+        yield hub
+
+
+def left(directory) -> list[str]:
+    """The model files in a directory, whole or not."""
+    return sorted(path.name for path in directory.rglob("*") if path.is_file() and ".cache" not in path.parts)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_is_fetched_to_its_place(hub, tmp_path, name):
+    file = FILES[name]
+    assert fetch(file, tmp_path) == tmp_path / file.saved_as
+    assert (tmp_path / file.saved_as).read_bytes() == CONTENT
+    assert find(file, {folder: [tmp_path] for folder in file.searched}) == tmp_path / file.saved_as
+
+
+def test_whole_file_is_not_fetched_again(hub, tmp_path):
+    fetch(ADAPTER, tmp_path)
+    fetch(ADAPTER, tmp_path)
+    assert len(hub.ranges) == 1
+
+
+def test_cut_connection_is_resumed_where_it_was_cut(hub, tmp_path):
+    hub.cut_after = 300_000
+    assert fetch(ADAPTER, tmp_path).read_bytes() == CONTENT
+    first, second = hub.ranges
+    assert first is None
+    start = int(second.removeprefix("bytes=").split("-")[0])
+    assert 0 < start <= 300_000
+
+
+@pytest.mark.skipif(not TELLS_PROGRESS, reason="huggingface_hub before 1.2 cannot tell how far a download is")
+def test_progress_is_told_and_ends_at_the_size(hub, tmp_path):
+    told = []
+    fetch(ADAPTER, tmp_path, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(told) > 3
+
+
+@pytest.mark.skipif(not TELLS_PROGRESS, reason="huggingface_hub before 1.2 cannot be cancelled by its progress")
+def test_cancelled_download_leaves_no_file_of_that_name_and_can_be_fetched_again(hub, tmp_path):
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(done, total):
+        if done > total // 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        fetch(ADAPTER, tmp_path, progress=cancel)
+    assert left(tmp_path) == []
+    assert find(ADAPTER, {"ipadapter": [tmp_path]}) is None
+    assert fetch(ADAPTER, tmp_path).read_bytes() == CONTENT
+
+
+def test_wrong_size_is_never_taken_for_whole(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
+    hub.announced = len(CONTENT) + 1000
+    with pytest.raises(OSError, match="the InstantCharacter adapter .* by hand from https://huggingface.co/tencent"):
+        fetch(ADAPTER, tmp_path)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_gated_file_says_where_to_accept_its_licence(hub, tmp_path, status):
+    file = FILES["flux"]
+    hub.status[file.repo], hub.error_code[file.repo] = status, "GatedRepo"
+    with pytest.raises(OSError, match=r"licence: accept it at https://huggingface.co/black-forest.*`hf auth login`"):
+        fetch(file, tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_refused_file_says_to_check_the_token(hub, tmp_path):
+    hub.status[ADAPTER.repo] = 403
+    with pytest.raises(OSError, match=r"refused \(403\): check HF_TOKEN"):
+        fetch(ADAPTER, tmp_path)
+
+
+def test_missing_file_says_where_to_look(hub, tmp_path):
+    del hub.files[ADAPTER.repo, ADAPTER.path]
+    with pytest.raises(OSError, match="is not at https://huggingface.co/tencent/InstantCharacter any more"):
+        fetch(ADAPTER, tmp_path)
+
+
+def test_hub_in_trouble_says_to_try_later(hub, tmp_path, monkeypatch):
+    hub.status[ADAPTER.repo] = 418
+    with pytest.raises(OSError, match="the hub says 418.*try again later"):
+        fetch(ADAPTER, tmp_path)
+
+
+def test_offline_says_how_to_go_on(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="go online, unset HF_HUB_OFFLINE.*by hand from"):
+        fetch(ADAPTER, tmp_path)
+    assert hub.tokens == []
+
+
+def test_offline_takes_what_is_there(hub, tmp_path, monkeypatch):
+    fetch(ADAPTER, tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert fetch(ADAPTER, tmp_path).read_bytes() == CONTENT
+
+
+def test_no_network_says_how_to_go_on(hub, tmp_path, monkeypatch):
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    for module in (huggingface_hub.constants, huggingface_hub.file_download):
+        if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(OSError, match="could not be reached.*check HF_ENDPOINT"):
+        fetch(ADAPTER, tmp_path)
+
+
+def test_full_disk_is_seen_before_anything_is_fetched(hub, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=models.SPARE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(OSError, match=r"0\.0 GB are needed, 0\.3 GB are free\): make room"):
+        fetch(ADAPTER, tmp_path)
+    assert hub.ranges == []
+
+
+def test_token_goes_with_that_download_alone(hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "login", lambda *_, **__: pytest.fail("login() was called"))
+    fetch(ADAPTER, tmp_path, token="hf_secret")
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+    hub.tokens.clear()
+    fetch(FILES["siglip"], tmp_path)
+    assert set(hub.tokens) == {None}
+    assert "hf_secret" not in caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+
+
+def test_files_are_found_under_the_names_they_go_by(tmp_path):
+    file = FILES["dinov2"]
+    other = tmp_path / "elsewhere/encoders"
+    other.mkdir(parents=True)
+    assert find(file, {"clip_vision": [tmp_path, tmp_path / "nowhere"]}) is None
+    (other / "dinov2-giant.safetensors").touch()
+    assert find(file, {"clip_vision": [tmp_path]}) == other / "dinov2-giant.safetensors"
+    (tmp_path / "dinov2-giant").mkdir()
+    (tmp_path / "dinov2-giant/model.safetensors").touch()
+    assert find(file, {"clip_vision": [tmp_path]}) == tmp_path / "dinov2-giant/model.safetensors"
+
+
+def test_another_models_file_of_the_same_name_is_not_taken(tmp_path):
+    (tmp_path / "siglip").mkdir()
+    (tmp_path / "siglip/model.safetensors").touch()
+    assert find(FILES["dinov2"], {"clip_vision": [tmp_path]}) is None
+
+
+def test_every_file_has_a_size_and_a_place():
+    assert {file.folder for file in FILES.values()} == {"unet", "text_encoders", "vae", "clipvision", "ipadapter"}
+    for file in FILES.values():
+        assert 0 < file.gigabytes < 30
+        assert replace(file).page == f"https://huggingface.co/{file.repo}"

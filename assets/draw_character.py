@@ -1,5 +1,8 @@
-"""Draws ``assets/character.png``, the demo's reference picture: run it to draw it again."""
+"""Draws ``assets/character.png`` and ``owl.png``, the reference pictures: run it to draw them again."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -9,18 +12,25 @@ FINE = 4
 """Drawn this many times larger, then reduced: smooth edges."""
 
 FUR, CREAM, INK, SCARF, STRIPE = "#e8762c", "#fff1dc", "#2b2540", "#1f9e8f", "#f6c945"
+FEATHERS, WING, TIE = "#6f63c5", "#4d419c", "#d8405f"
 Box = tuple[float, float, float, float]
 
 
 def draw_character() -> Image.Image:
     """A fox with a striped scarf and a pilot's goggles, on a transparent ground, RGBA 640×832."""
+    return _drawn(_tail, _body, _scarf, _head, _goggles)
+
+
+def draw_owl() -> Image.Image:
+    """An owl with a bow tie, as the fox."""
+    return _drawn(_owl_body, _owl_face, _bow_tie)
+
+
+def _drawn(*parts: Callable[[_Pen], None]) -> Image.Image:
     image = Image.new("RGBA", (SIZE[0] * FINE, SIZE[1] * FINE))
     pen = _Pen(ImageDraw.Draw(image))
-    _tail(pen)
-    _body(pen)
-    _scarf(pen)
-    _head(pen)
-    _goggles(pen)
+    for part in parts:
+        part(pen)
     return image.resize(SIZE, Image.Resampling.LANCZOS)
 
 
@@ -96,5 +106,35 @@ def _goggles(pen: _Pen) -> None:
         pen.line([(left + 42, 215), (left + 68, 185)], 10, "white")
 
 
+def _owl_body(pen: _Pen) -> None:
+    for left in (225, 345):
+        pen.rounded((left, 740, left + 80, 800), 26, STRIPE)
+    for points in ([(150, 230), (140, 60), (280, 150)], [(490, 230), (500, 60), (360, 150)]):
+        pen.shape(points, WING)
+    pen.oval((110, 110, 530, 770), FEATHERS)
+    pen.oval((200, 440, 440, 760), CREAM)
+    for row, y in enumerate((540, 600, 660)):
+        for x in range(250 + 20 * (row % 2), 400, 50):
+            pen.draw.arc(_fine((x, y, x + 40, y + 40)), 10, 170, WING, 8 * FINE)
+    for box in ((75, 400, 185, 680), (455, 400, 565, 680)):
+        pen.oval(box, WING)
+
+
+def _owl_face(pen: _Pen) -> None:
+    for left in (155, 325):
+        pen.oval((left, 190, left + 160, 350), CREAM)
+        pen.oval((left + 30, 220, left + 130, 320), STRIPE)
+        pen.oval((left + 52, 240, left + 108, 300), INK, outline=False)
+        pen.oval((left + 80, 248, left + 100, 268), "white", outline=False)
+    pen.shape([(290, 330), (350, 330), (320, 400)], FUR)
+
+
+def _bow_tie(pen: _Pen) -> None:
+    pen.shape([(320, 450), (220, 400), (220, 500)], TIE)
+    pen.shape([(320, 450), (420, 400), (420, 500)], TIE)
+    pen.oval((292, 422, 348, 478), TIE)
+
+
 if __name__ == "__main__":
-    draw_character().save(Path(__file__).with_name("character.png"), optimize=True)
+    for name, draw in (("character", draw_character), ("owl", draw_owl)):
+        draw().save(Path(__file__).with_name(f"{name}.png"), optimize=True)

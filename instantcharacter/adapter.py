@@ -116,7 +116,8 @@ class CharacterAdapter(nn.Module):
 
         Args:
             path: the file. A pickle in it may hold tensors only: nothing in it is run.
-            config: its sizes; if not given, those written in the file, or else the released ones.
+            config: its sizes; if not given, those written in the file (of a ``.bin``, in the ``.json`` of its name
+                beside it), or else the released ones.
             device: where the weights go.
             dtype: what they become; the file's own if not given.
 
@@ -192,7 +193,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], AdapterConfig | None]:
         tensors, metadata = read_safetensors(path, EXPECTED)
         config = _config(metadata["config"], path) if "config" in metadata else None
     else:
-        tensors, config = _read_pickle(path), None
+        tensors, beside = _read_pickle(path), path.with_suffix(".json")
+        config = _config(beside.read_text(encoding="utf-8"), beside) if beside.is_file() else None
     state = {}
     for key, tensor in tensors.items():
         part, _, rest = key.partition(".")

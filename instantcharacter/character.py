@@ -88,6 +88,10 @@ class Character:
                 "Make it again from its picture, or use the adapter that made it."
             )
 
+    def is_same(self, other: Character) -> bool:
+        """Whether two characters draw the same."""
+        return self.fingerprint == other.fingerprint and torch.equal(self.fused.cpu(), other.fused.cpu())
+
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.ops
+import comfy.utils
 import torch
 from torch import Tensor, nn
 
@@ -38,12 +40,31 @@ def release(patcher: Any) -> None:
     management.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
 
+def progress() -> Callable[[int, int], None]:
+    """The running node's progress bar, told of how much is done and of how much there is; it cancels where users do."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def tell(done: int, total: int) -> None:
+        management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return tell
+
+
 def weight_dtype() -> torch.dtype:
     """The type for weights that run on ComfyUI's device: half precision where it has it."""
     device = management.get_torch_device()
     if management.is_device_cpu(device):
         return torch.float32
     return torch.bfloat16 if management.should_use_bf16(device) else torch.float16
+
+
+class CharacterFusion(nn.ModuleList):
+    """The projector's timestep-free half, under a name that says so in ComfyUI's log."""
+
+
+class CharacterBlocks(nn.ModuleList):
+    """Character attention of every FLUX block, as above."""
 
 
 class HostedAdapter:
@@ -61,7 +82,7 @@ class HostedAdapter:
         self.fingerprint = adapter.fingerprint()
         projector = adapter.projector
         fusion = [module for name, module in projector.named_children() if name != "resampler"]
-        self.fusion = hosted(nn.ModuleList(fusion))
+        self.fusion = hosted(CharacterFusion(fusion))
         self.resampler = hosted(projector.resampler)
         self._attention: dict[torch.dtype, Any] = {}
 
@@ -77,7 +98,7 @@ class HostedAdapter:
         """``ModelPatcher`` of the folded attention of every block, made once for a type of weights."""
         if dtype not in self._attention:
             linear = comfy.ops.disable_weight_init.Linear
-            self._attention[dtype] = hosted(nn.ModuleList(fold(self.adapter, torch.device("cpu"), dtype, linear)))
+            self._attention[dtype] = hosted(CharacterBlocks(fold(self.adapter, torch.device("cpu"), dtype, linear)))
         return self._attention[dtype]
 
     def key_scales(self, query_scales: Tensor) -> list[Tensor]:

@@ -116,6 +116,16 @@ FILES = {
 """By the name that the command line and the nodes have for each."""
 
 
+def match(file: ModelFile, names: Iterable[str]) -> str | None:
+    """The first of a folder's file names that is this file's, or else another that it goes by; of any depth."""
+    listed = {f"/{name}".replace("\\", "/"): name for name in names}
+    for wanted in (file.saved_as.as_posix(), *file.names):
+        for path, name in listed.items():
+            if path.endswith(f"/{wanted}"):
+                return name
+    return None
+
+
 def find(file: ModelFile, folders: Mapping[str, Iterable[str | Path]]) -> Path | None:
     """A model file where it is already, under its own name or another that it goes by.
 
@@ -123,12 +133,10 @@ def find(file: ModelFile, folders: Mapping[str, Iterable[str | Path]]) -> Path |
         file: which.
         folders: the directories of each of ComfyUI's folders; they are searched with all that is in them.
     """
-    for name in (file.saved_as, *map(Path, file.names)):
-        for directory in (Path(d) for folder in file.searched for d in folders.get(folder, ())):
-            found = [directory / name, *directory.rglob(str(name))] if directory.is_dir() else []
-            for path in found:
-                if path.is_file():
-                    return path
+    for directory in (Path(d) for folder in file.searched for d in folders.get(folder, ())):
+        there = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+        if name := match(file, there):
+            return directory / name
     return None
 
 

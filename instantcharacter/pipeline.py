@@ -53,6 +53,12 @@ class CharacterPipelineMixin(_Pipeline):
         self._fingerprint = attached(self.transformer)
         self._remembered = OrderedDict()
 
+    def share_character_adapter(self, other: CharacterPipelineMixin) -> None:
+        """Take over the adapter of a pipeline with the same transformer, where it is already."""
+        self.character_adapter = other.character_adapter
+        self._fingerprint = other._fingerprint
+        self._remembered = OrderedDict()
+
     def remove_character_adapter(self) -> None:
         """Make this a plain FLUX pipeline again."""
         detach(self.transformer)

@@ -152,7 +152,7 @@ def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folde
         raise ValueError("the transformer carries another adapter in its attention (an IP-Adapter?): unload it first")
     scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in processors]
     attentions = (
-        _folded(adapter, scales, _compute_dtype(transformer))
+        _folded(adapter, scales, compute_dtype(transformer))
         if folded
         else map(LearningAttention, adapter.attention, scales)
     )
@@ -201,7 +201,7 @@ def _check_fits(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) 
             )
 
 
-def _compute_dtype(transformer: FluxTransformer2DModel) -> torch.dtype:
+def compute_dtype(transformer: FluxTransformer2DModel) -> torch.dtype:
     """What a transformer computes in, however its weights are stored: GGUF knows, and so does layerwise casting."""
     quantizer = getattr(transformer, "hf_quantizer", None)
     return getattr(quantizer, "compute_dtype", None) or transformer.dtype

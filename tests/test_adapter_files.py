@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import warnings
+from dataclasses import asdict
 
 import pytest
 import recorded
@@ -57,6 +59,17 @@ def test_loaded_adapter_can_be_trained(path):
     without = [name for name, parameter in adapter.named_parameters() if parameter.grad is None]
     assert not without
     assert all(parameter.grad.isfinite().all() for parameter in adapter.parameters())
+
+
+def test_sizes_of_a_bin_may_be_beside_it(tmp_path, adapter):
+    adapter.save(tmp_path / "a.bin")
+    (tmp_path / "a.json").write_text(json.dumps(asdict(adapter.config)))
+    loaded = CharacterAdapter.from_file(tmp_path / "a.bin")
+    assert loaded.config == adapter.config
+    assert loaded.fingerprint() == adapter.fingerprint()
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match="a.json states sizes that cannot be read"):
+        CharacterAdapter.from_file(tmp_path / "a.bin")
 
 
 def test_released_sizes_are_expected_of_a_bin_without_config(tmp_path, adapter):

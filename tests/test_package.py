@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import instantcharacter
 
 ROOT = Path(__file__).parent.parent
@@ -52,13 +54,14 @@ def test_importing_loads_nothing_heavy():
     assert run.stdout.strip() == "[]"
 
 
-def test_character_picture_is_what_its_script_draws():
+@pytest.mark.parametrize("name", ["character", "owl"])
+def test_reference_picture_is_what_its_script_draws(name):
     from PIL import Image, ImageChops
 
     namespace: dict = {"__name__": "draw_character", "__file__": "draw_character.py"}
     exec((ROOT / "assets/draw_character.py").read_text(encoding="utf-8"), namespace)
-    kept = Image.open(ROOT / "assets/character.png")
-    difference = ImageChops.difference(kept, namespace["draw_character"]())
+    kept = Image.open(ROOT / f"assets/{name}.png")
+    difference = ImageChops.difference(kept, namespace[f"draw_{name}"]())
     assert kept.mode == "RGBA"
     assert max(high for _, high in difference.getextrema()) <= 8
 

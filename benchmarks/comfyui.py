@@ -1,0 +1,183 @@
+"""What a character costs on ComfyUI's own FLUX: real sizes, random weights, one CUDA device.
+
+    python benchmarks/comfyui.py --comfyui ~/comfy/ComfyUI            # 1024×1024, bfloat16, about 3 minutes on an H100
+    python benchmarks/comfyui.py --comfyui ~/comfy/ComfyUI --tiny     # the same code at a tiny size on a CPU
+
+ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn, with all of the GPU's memory and
+with less of it (as ``--reserve-vram`` takes it away), so that ComfyUI loads FLUX in part. Times are medians of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+PACK = Path(__file__).parent.parent
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, required=True, help="its folder")
+    parser.add_argument("--tiny", action="store_true", help="a tiny size, on the CPU")
+    parser.add_argument("--dynamic", action="store_true", help="ComfyUI's dynamic VRAM, its default on NVIDIA")
+    parser.add_argument("--steps", type=int, default=8)
+    options = parser.parse_args()
+    sys.argv = ["comfyui", *(["--cpu"] if options.tiny else [])]
+    sys.path[:0] = [str(options.comfyui), str(PACK), str(PACK / "tests")]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    if options.dynamic:
+        enable_dynamic_vram()
+    measure(options.tiny, options.steps)
+
+
+def enable_dynamic_vram() -> None:
+    """As ComfyUI's ``main.py`` does it."""
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+
+    if not comfy_aimdo.control.init_device(comfy.model_management.get_torch_device().index):
+        sys.exit("comfy-aimdo does not work here")
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+    print("dynamic VRAM")
+
+
+def measure(tiny: bool, steps: int) -> None:
+    import comfy.model_management as management
+    import comfyui_version
+    import torch
+
+    from instantcharacter.comfy_host import HostedAdapter
+    from instantcharacter.comfy_patch import Part, apply
+
+    device = management.get_torch_device()
+    name = "cpu" if tiny else torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}")
+    model, adapter = build(tiny)
+    hosted = HostedAdapter(adapter)
+    character = make_character(adapter, hosted)
+    begin = time.perf_counter()
+    patched = apply(model, Part(hosted, character, 0.9))
+    print(f"Apply, the first time (folding the adapter): {time.perf_counter() - begin:.1f} s")
+    caps = [None] if tiny else [None, 24, 16, 12]  # GiB
+    for cap in caps:
+        reserve(cap, device)
+        kept: dict[str, list[float]] = {"plain": [], "character": []}
+        peaks = {}
+        for on, which in ((model, "plain"), (patched, "character")) * 2:
+            management.unload_all_models()
+            seconds, peaks[which] = sample(on, steps, tiny)
+            kept[which] += seconds
+        plain, ours = (statistics.median(kept[which]) for which in ("plain", "character"))
+        print(
+            f"{'all of it' if cap is None else f'{cap} GiB':>10s}: plain {plain * 1000:8.1f} ms a step, peak "
+            f"{peaks['plain']:5.2f} GiB; with a character {ours * 1000:8.1f} ms, {ours / plain:.3f} ×, peak "
+            f"{peaks['character']:5.2f} GiB"
+        )
+
+
+def reserve(cap: int | None, device: Any) -> None:
+    """Leave ComfyUI so many GiB of the GPU."""
+    import comfy.model_management as management
+
+    if cap is not None:
+        management.EXTRA_RESERVED_VRAM = int(management.get_total_memory(device) - cap * GIB)
+
+
+def build(tiny: bool) -> tuple[Any, Any]:
+    """FLUX as ComfyUI's MODEL, and an adapter for it."""
+    import comfy.sd
+    import torch
+
+    from instantcharacter import CharacterAdapter
+
+    if tiny:
+        import recorded
+
+        return comfy.sd.load_diffusion_model_state_dict(recorded.transformer().state_dict()), recorded.adapter()
+    state = random_weights(released_flux())
+    model = comfy.sd.load_diffusion_model_state_dict(state)
+    with torch.device("meta"):
+        adapter = CharacterAdapter()
+    adapter.load_state_dict(random_weights(adapter), assign=True)
+    return model, adapter.eval()
+
+
+def released_flux() -> Any:
+    """ComfyUI's FLUX.1-dev, without weights."""
+    import comfy.ldm.flux.model
+    import torch
+
+    sizes = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072}
+    blocks = {"num_heads": 24, "depth": 19, "depth_single_blocks": 38, "mlp_ratio": 4.0, "patch_size": 2}
+    rest = {"axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}
+    return comfy.ldm.flux.model.Flux(
+        image_model="flux", **sizes, **blocks, **rest, dtype=torch.bfloat16, device="meta", operations=torch.nn
+    )
+
+
+def random_weights(module: Any) -> dict[str, Any]:
+    """Random numbers of a module's shapes in bfloat16, in host memory; norms' scales are one."""
+    import torch
+
+    def fill(key: str, shape: torch.Size) -> torch.Tensor:
+        if len(shape) == 1 and key.endswith(("scale", "norm.weight")):
+            return torch.ones(shape, dtype=torch.bfloat16)
+        return torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(0.02).cpu()
+
+    return {key: fill(key, tensor.shape) for key, tensor in module.state_dict().items()}
+
+
+def make_character(adapter: Any, hosted: Any) -> Any:
+    import torch
+
+    from instantcharacter import Character
+
+    width, tokens = adapter.config.feature_dim, 1458 if adapter.config.feature_dim == 2688 else 20
+    weight = adapter.projector.proj.fc1.weight
+    return Character(torch.randn(1, tokens, width).to(weight), hosted.fingerprint)
+
+
+def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float]:
+    """Seconds of every step but the first, and the peak of the GPU's memory in GiB."""
+    import comfy.sample
+    import comfy.samplers
+    import torch
+
+    flux = model.model.diffusion_model.params
+    side = 16 if tiny else 128
+    noise = torch.randn(1, 16, side, side)
+    pooled = {"pooled_output": torch.randn(1, flux.vec_in_dim), "guidance": 3.5}
+    positive = [[torch.randn(1, 16 if tiny else 512, flux.context_in_dim), pooled]]
+    sigmas = torch.linspace(1, 0, steps + 1)
+    euler = comfy.samplers.sampler_object("euler")
+    ticks = []
+
+    def tick(*_: Any) -> None:
+        if not tiny:
+            torch.cuda.synchronize()
+        ticks.append(time.perf_counter())
+
+    if not tiny:
+        torch.cuda.reset_peak_memory_stats()
+    comfy.sample.sample_custom(
+        model, noise, 1.0, euler, sigmas, positive, [], noise * 0, callback=tick, disable_pbar=True
+    )
+    peak = 0.0 if tiny else torch.cuda.max_memory_allocated() / GIB
+    return [after - before for before, after in pairwise(ticks)][1:], peak
+
+
+if __name__ == "__main__":
+    main()

@@ -49,6 +49,7 @@ def enable_dynamic_vram() -> None:
 
     if not comfy_aimdo.control.init_device(comfy.model_management.get_torch_device().index):
         sys.exit("comfy-aimdo does not work here")
+    comfy_aimdo.control.set_log_critical()
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
     print("dynamic VRAM")
@@ -73,11 +74,11 @@ def measure(tiny: bool, steps: int) -> None:
     print(f"Apply, the first time (folding the adapter): {time.perf_counter() - begin:.1f} s")
     caps = [None] if tiny else [None, 24, 16, 12]  # GiB
     for cap in caps:
+        management.unload_all_models()
         reserve(cap, device)
         kept: dict[str, list[float]] = {"plain": [], "character": []}
         peaks = {}
-        for on, which in ((model, "plain"), (patched, "character")) * 2:
-            management.unload_all_models()
+        for on, which in ((model, "plain"), (patched, "character")) * 3:
             seconds, peaks[which] = sample(on, steps, tiny)
             kept[which] += seconds
         plain, ours = (statistics.median(kept[which]) for which in ("plain", "character"))

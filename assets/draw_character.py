@@ -1,4 +1,4 @@
-"""Draws ``assets/character.png`` and ``owl.png``, the reference pictures: run it to draw them again."""
+"""Draws ``character.png`` and ``owl.png``, the reference pictures, and ``icon.png``: run it to draw them again."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def draw_character() -> Image.Image:
 def draw_owl() -> Image.Image:
     """An owl with a bow tie, as the fox."""
     return _drawn(_owl_body, _owl_face, _bow_tie)
+
+
+def draw_icon() -> Image.Image:
+    """The fox's head, 400×400."""
+    return _drawn(_head, _goggles).crop((80, 20, 560, 500)).resize((400, 400), Image.Resampling.LANCZOS)
 
 
 def _drawn(*parts: Callable[[_Pen], None]) -> Image.Image:
@@ -136,5 +141,5 @@ def _bow_tie(pen: _Pen) -> None:
 
 
 if __name__ == "__main__":
-    for name, draw in (("character", draw_character), ("owl", draw_owl)):
+    for name, draw in (("character", draw_character), ("owl", draw_owl), ("icon", draw_icon)):
         draw().save(Path(__file__).with_name(f"{name}.png"), optimize=True)

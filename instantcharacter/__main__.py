@@ -1,4 +1,4 @@
-"""The command line: ``python -m instantcharacter {generate,encode,convert,demo}``."""
+"""The command line: ``python -m instantcharacter {generate,encode,convert,download,demo}``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .pipeline import InstantCharacterPipeline
 
 DTYPES = ("bfloat16", "float16", "float32")
+ALSO = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
+"""ComfyUI's folders that have another directory by this name."""
 REAL_COMMAND = (
     "python -m instantcharacter generate --reference assets/character.png "
     '--prompt "the fox flies a paper plane over the sea" --output output/fox.png'
@@ -94,6 +96,21 @@ def convert(options: argparse.Namespace) -> None:
         begin("writing")
         adapter.save(output)
     print(f"wrote {output}")
+
+
+def download(options: argparse.Namespace) -> None:
+    """Fetch model files into ComfyUI's folders; what is there is not fetched again."""
+    folder = options.models or _comfyui_models()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: give ComfyUI's models folder with --models")
+    for name in options.file or models.FILES:
+        file = models.FILES[name]
+        places = {key: [folder / key, *(folder / also for also in ALSO.get(key, ()))] for key in file.searched}
+        path = models.find(file, places)
+        if path is None:
+            with _bytes(file.title) as told:
+                path = models.fetch(file, folder / file.folder, told)
+        print(f"{name}: {path}")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -250,6 +267,25 @@ def _check_output(path: Path, suffix: str) -> None:
     trial.unlink()
 
 
+def _comfyui_models() -> Path:
+    """The models folder of the ComfyUI that this pack is installed in."""
+    return Path(__file__).resolve().parents[3] / "models"
+
+
+@contextmanager
+def _bytes(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar in bytes: call what it gives with how many are here, and how many there are."""
+    from huggingface_hub.utils import tqdm
+
+    with tqdm(desc=title, unit="B", unit_scale=True) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
+
+
 def _device(options: argparse.Namespace) -> torch.device:
     import torch
 
@@ -331,6 +367,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=DTYPES, help="the file's own if not given")
     command.set_defaults(device=None)
 
+    command = _command(commands, "download", download)
+    command.add_argument("file", nargs="*", metavar="FILE", type=_file_name,
+                         help=f"which: {', '.join(models.FILES)} (all: 45 GB)")  # fmt: skip
+    command.add_argument("--models", type=Path, metavar="FOLDER",
+                         help="ComfyUI's models folder; that which this pack is installed under if not given")  # fmt: skip
+
     command = _command(commands, "demo", demo)
     command.add_argument("--reference", type=Path, default=Path("assets/character.png"))
     command.add_argument("--output", type=Path, default=Path("output/demo.png"))
@@ -359,6 +401,12 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors or hub id")
     command.add_argument("--device", help="cuda if there is one, else cpu")
     command.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
+
+
+def _file_name(text: str) -> str:
+    if text not in models.FILES:
+        raise argparse.ArgumentTypeError(f"{text}: expected one of {', '.join(models.FILES)}")
+    return text
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:

@@ -11,6 +11,7 @@ from loopback_hub import Hub, serving
 from packaging.version import Version
 
 from instantcharacter import models
+from instantcharacter.__main__ import main
 from instantcharacter.models import FILES, fetch, find
 
 CONTENT = bytes(range(256)) * 4096
@@ -191,3 +192,27 @@ def test_every_file_has_a_size_and_a_place():
     for file in FILES.values():
         assert 0 < file.gigabytes < 30
         assert replace(file).page == f"https://huggingface.co/{file.repo}"
+
+
+def test_download_command_fetches_what_is_not_there(hub, tmp_path, capsys):
+    there = tmp_path / "clip_vision/sigclip_vision_patch14_384.safetensors"
+    there.parent.mkdir()
+    there.write_bytes(b"mine")
+    assert main(["download", "siglip", "adapter", "flux", "--models", str(tmp_path)]) == 0
+    assert there.read_bytes() == b"mine"
+    assert (tmp_path / "ipadapter" / ADAPTER.path).read_bytes() == CONTENT
+    assert (tmp_path / "unet/flux1-dev.safetensors").read_bytes() == CONTENT
+    assert len(hub.ranges) == 2
+    assert main(["download", "siglip", "adapter", "flux", "--models", str(tmp_path)]) == 0
+    assert len(hub.ranges) == 2
+    assert f"siglip: {there}" in capsys.readouterr().out
+
+
+def test_download_command_says_what_is_wrong(hub, tmp_path, capsys):
+    assert main(["download", "--models", str(tmp_path / "nowhere")]) == 2
+    assert "give ComfyUI's models folder with --models" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["download", "everything"])
+    hub.status[ADAPTER.repo] = 403
+    assert main(["download", "adapter", "--models", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the InstantCharacter adapter")

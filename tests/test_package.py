@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import instantcharacter
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "instantcharacter").rglob("*.py"))
+SOURCES = [*sorted((ROOT / "instantcharacter").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
+HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview"}
+"""What comes with ComfyUI."""
 RUN_TIME = {
     "torch", "diffusers", "transformers", "accelerate", "huggingface_hub",
     "safetensors", "einops", "pillow", "numpy", "peft", "tokenizers",
@@ -39,7 +42,7 @@ def test_every_import_is_a_stated_requirement():
     stated = re.findall(r"^([a-z_]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     used = set().union(*(imported(path) for path in SOURCES)) - set(sys.stdlib_module_names)
     used = {"pillow" if module == "PIL" else module for module in used}
-    assert used <= set(stated) | {"tokenizers"}  # transformers' own requirement, always with it
+    assert used - HOST <= set(stated) | {"tokenizers", "tqdm"}  # transformers' and huggingface_hub's own, always there
     assert set(stated) <= RUN_TIME
 
 
@@ -54,9 +57,9 @@ def test_importing_loads_nothing_heavy():
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["character", "owl"])
+@pytest.mark.parametrize("name", ["character", "owl", "icon"])
 def test_reference_picture_is_what_its_script_draws(name):
-    from PIL import Image, ImageChops
+    from PIL import ImageChops
 
     namespace: dict = {"__name__": "draw_character", "__file__": "draw_character.py"}
     exec((ROOT / "assets/draw_character.py").read_text(encoding="utf-8"), namespace)
@@ -72,3 +75,21 @@ def test_readme_names_the_two_commands_and_the_licences():
         assert words in readme
     for link in re.findall(r"\]\((?!http)([^)#]+)", readme):
         assert (ROOT / link).exists(), link
+
+
+def test_registry_finds_what_it_needs():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    comfy = project["tool"]["comfy"]
+    assert comfy["DisplayName"] == "InstantCharacter"
+    assert comfy["requires-comfyui"] == ">=0.17.0"
+    assert comfy["PublisherId"]
+    assert project["project"]["urls"]["Repository"]
+    icon = ROOT / comfy["Icon"].split("/main/")[1]
+    assert Image.open(icon).size == (400, 400)
+
+
+def test_entry_point_can_be_imported_without_comfyui():
+    code = "import runpy, sys; print(runpy.run_path('__init__.py')['WEB_DIRECTORY'], 'comfy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "web False"

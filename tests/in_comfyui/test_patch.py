@@ -238,6 +238,22 @@ def test_style_lora_on_the_model_adds_up_with_the_character(model, adapter, char
     assert error(sample(after), theirs) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_flux_stored_smaller_draws_the_character(adapter, character, reference, dtype):
+    """As Load Diffusion Model's weight_dtype does it: stored in fp8 or bf16, computed on this CPU in float32."""
+    state = {key: weight.to(dtype) for key, weight in recorded.transformer().state_dict().items()}
+    copy = {key: weight.clone() for key, weight in state.items()}  # ComfyUI changes what it is given
+    stored = comfy.sd.load_diffusion_model_state_dict(copy, model_options={"dtype": dtype})
+    assert next(stored.model.diffusion_model.parameters()).dtype == dtype
+    assert stored.model.get_dtype_inference() == torch.float32
+    reference.remove_character_adapter()
+    reference.transformer.load_state_dict({key: weight.float() for key, weight in state.items()})
+    reference.set_character_adapter(recorded.adapter())
+    theirs = draw(reference, subject_image=character)
+    ours = sample(comfy_patch.apply(stored, Part(adapter, character, 0.9)))
+    assert error(ours, theirs) < 1e-5
+
+
 def test_fluxs_query_scale_is_read_as_it_is_while_sampling(model, adapter, character):
     """A patch on FLUX's query norm does not disturb the character, which has a norm of its own."""
     plain, changed = ({}, {"diffusion_model.double_blocks.0.img_attn.norm.query_norm.weight": (torch.ones(128),)})

@@ -371,7 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", nargs="*", metavar="FILE", type=_file_name,
                          help=f"which: {', '.join(models.FILES)} (all: 45 GB)")  # fmt: skip
     command.add_argument("--models", type=Path, metavar="FOLDER",
-                         help="ComfyUI's models folder; that which this pack is installed under if not given")  # fmt: skip
+                         help="ComfyUI's models folder, if this pack is not installed in it")  # fmt: skip
 
     command = _command(commands, "demo", demo)
     command.add_argument("--reference", type=Path, default=Path("assets/character.png"))

@@ -564,7 +564,8 @@ class Apply(io.ComfyNode):
         from .instantcharacter.comfy_patch import Part, apply
 
         who, adapter = character
-        return io.NodeOutput(apply(model, Part(adapter, who, scale, start_percent, end_percent, mask)))
+        where = None if mask is None else mask.reshape(-1, *mask.shape[-2:])  # some nodes' masks have channels
+        return io.NodeOutput(apply(model, Part(adapter, who, scale, start_percent, end_percent, where)))
 
 
 NODES: list[type[io.ComfyNode]] = [

@@ -212,7 +212,8 @@ class HostedPipeline:
         else:
             assert start.image is not None
             image = start.image[..., :3].movedim(-1, 1)
-        return other, {"image": image, "num_inference_steps": of_all, "strength": steps / of_all}
+        strength = (steps - 1e-3) / of_all  # diffusers rounds the steps that it leaves out down
+        return other, {"image": image, "num_inference_steps": of_all, "strength": strength}
 
 
 class _Watch:

@@ -39,7 +39,7 @@ class CharacterPipelineMixin(_Pipeline):
 
     character_adapter: CharacterAdapter | None = None
     character_encoder: CharacterEncoder | None = None
-    _fingerprint: str | None
+    _fingerprint: str | None = None
     _remembered: OrderedDict[tuple, Character]
 
     def set_character_adapter(self, adapter: CharacterAdapter) -> None:

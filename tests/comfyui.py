@@ -104,13 +104,13 @@ class Server:
             time.sleep(0.05)
         raise Failed(f"not done after {seconds} s:\n{self.log.read_text()[-3000:]}")
 
-    def run(self, prompt: dict) -> dict:
+    def run(self, prompt: dict, seconds: float = 240) -> dict:
         """The outputs of a prompt, by node.
 
         Raises:
             Failed: it ended in an error.
         """
-        history = self.wait(self.queue(prompt))
+        history = self.wait(self.queue(prompt), seconds)
         if history["status"]["status_str"] != "success":
             raise Failed(json.dumps(history["status"]["messages"]))
         return history["outputs"]

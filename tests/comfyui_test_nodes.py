@@ -25,21 +25,6 @@ class TestTextEncode:
         return ([[embeddings, {"pooled_output": pooled}]],)
 
 
-class TestRemoveBackground:
-    """A mask that keeps everything, in the shape that ComfyUI's Remove Background gives."""
-
-    CATEGORY = "tests"
-    FUNCTION = "remove"
-    RETURN_TYPES = ("MASK",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict:
-        return {"required": {"image": ("IMAGE",)}}
-
-    def remove(self, image: torch.Tensor) -> tuple:
-        return (torch.ones(len(image), 1, *image.shape[1:3]),)
-
-
 class TestOtherModel:
     """A MODEL that is not FLUX."""
 
@@ -59,4 +44,4 @@ class TestOtherModel:
         return (ModelPatcher(other, torch.device("cpu"), torch.device("cpu")),)
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestRemoveBackground, TestOtherModel)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestOtherModel)}

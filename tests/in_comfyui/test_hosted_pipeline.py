@@ -1,0 +1,97 @@
+"""The library's pipeline as a FLUX_PIPE, in a real ComfyUI."""
+
+from __future__ import annotations
+
+import comfy.latent_formats
+import comfy.model_management as management
+import comfy.utils
+import pytest
+import recorded
+import torch
+from recorded import error
+from reference.reference_fill import fill_module_
+
+from instantcharacter import Character, InstantCharacterPipeline
+from instantcharacter.comfy_host import HostedAdapter, HostedCharacter, progress
+from instantcharacter.comfy_pipeline import HostedPipeline, Prompt, Start, begin_with
+
+SIZE = (96, 64)
+
+
+def conditioning() -> list:
+    text = recorded.prompt()
+    return [[text["prompt_embeds"], {"pooled_output": text["pooled_prompt_embeds"]}]]
+
+
+@pytest.fixture
+def hosted() -> HostedPipeline:
+    return HostedPipeline(InstantCharacterPipeline(**recorded.components()), "model")
+
+
+def draw(hosted, who=None, steps=4, **settings):
+    return hosted.draw(who, Prompt(conditioning()), SIZE, steps, 7, **settings)
+
+
+def test_it_draws_what_the_library_draws(hosted, adapter, character):
+    library = InstantCharacterPipeline(**recorded.components())
+    library.set_character_adapter(adapter.adapter)
+    settings = {"height": 64, "width": 96, "num_inference_steps": 4, "output_type": "pt", "return_dict": False}
+    generator = torch.Generator().manual_seed(7)
+    theirs = library(**recorded.prompt(), **settings, subject_image=character, generator=generator)[0]
+    ours = draw(hosted, HostedCharacter(character, adapter), subject_scale=0.9)
+    assert torch.equal(ours.image, theirs.permute(0, 2, 3, 1))
+    vae = library.vae
+    again = vae.decode(comfy.latent_formats.Flux().process_in(ours.samples) / vae.config.scaling_factor + 0.1159)[0]
+    assert error((again / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), ours.image) < 1e-4
+
+
+def test_another_characters_adapter_takes_the_place_of_the_first(hosted, adapter, character):
+    other = recorded.adapter(seed=12)
+    fill_module_(other.projector, "image_proj.", 12)
+    other = HostedAdapter(other)
+    stranger = Character(other.projector.fuse(*recorded.features()).detach(), other.fingerprint)
+    first = draw(hosted, HostedCharacter(character, adapter))
+    second = draw(hosted, HostedCharacter(stranger, other))
+    assert error(second.samples, first.samples) > 1e-3
+    assert torch.equal(draw(hosted, HostedCharacter(character, adapter)).samples, first.samples)
+
+
+@pytest.mark.parametrize(("steps", "denoise"), [(3, 0.4), (4, 1.0), (1, 0.01), (5, 0.7), (10, 0.33)])
+def test_so_many_steps_are_run_whatever_is_drawn_anew(hosted, monkeypatch, steps, denoise):
+    told = []
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", lambda self, value, *_: told.append(value))
+    draw(hosted, steps=steps, start=Start(denoise, image=torch.rand(1, 64, 96, 3)))
+    assert told == list(range(1, steps + 1))
+
+
+def test_a_start_gives_the_size_and_how_many(hosted):
+    image = draw(hosted, start=Start(0.5, image=torch.rand(2, 70, 50, 4))).image
+    assert image.shape == (2, 64, 48, 3)
+    samples = torch.rand(1, 16, 6, 10)
+    assert draw(hosted, start=Start(0.5, samples=samples), batch_size=3).image.shape == (3, 48, 80, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((torch.rand(1, 8, 8, 3), {"samples": torch.rand(1, 16, 8, 8)}), "disconnect one"),
+        ((None, {"samples": torch.rand(1, 16, 8, 8), "noise_mask": torch.ones(1)}), "does not inpaint"),
+        ((None, {"samples": torch.rand(1, 4, 8, 8)}), r"\[1, 4, 8, 8\]; expected \[batch, 16"),
+    ],
+)
+def test_what_it_cannot_begin_with_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        begin_with(*given, 0.5)
+
+
+def test_combined_conditioning_is_refused(hosted):
+    with pytest.raises(ValueError, match="one prompt for FLUX.*InstantCharacter Apply"):
+        hosted.draw(None, Prompt(conditioning() * 2), SIZE, 1, 0)
+
+
+def test_progress_cancels_where_the_user_does():
+    tell = progress()
+    tell(1, 2)
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        tell(2, 2)

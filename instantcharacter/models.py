@@ -222,7 +222,7 @@ def _explanation(error: Exception, file: ModelFile, by_hand: str) -> str:
         return f"could not be had (the hub says {status}): try again later, {by_hand}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
         return f"cannot be written to {error.filename or 'the disk'} ({error.strerror}): make room there and try again"
-    if "Consistency check" in str(error):
+    if "Consistency check" in str(error) or type(error).__name__ in ("ChunkedEncodingError", "RemoteProtocolError"):
         return f"came cut off ({_first_line(error)}): try again, {by_hand}"
     return f"could not be reached: go online, unset HF_HUB_OFFLINE or check HF_ENDPOINT, and try again, {by_hand}"
 

@@ -86,7 +86,7 @@ def apply(model: Any, part: Part) -> Any:
         patched.remove_wrappers_with_key(point, KEY)
         patched.add_wrapper_with_key(point, KEY, wrapper)
     dtype = model.model.get_dtype_inference()
-    patched.set_additional_models(f"{KEY} {part.adapter.fingerprint}", [part.adapter.attention(dtype)])
+    patched.set_additional_models(f"{KEY} {id(part.adapter)}", [part.adapter.attention(dtype)])
     return patched
 
 
@@ -185,7 +185,7 @@ class _Run:
             for part, (low, high) in zip(cast, self._windows)
         ]
         self._regions: dict[tuple[int, int, int], Tensor] = {}
-        self._scales: dict[str, list[Tensor]] = {}
+        self._scales: dict[HostedAdapter, list[Tensor]] = {}
 
     def _schedule(self, part: Part, timesteps: list[float]) -> dict[float, Tensor]:
         """The character's tokens at each timestep; the resampler is gone from the GPU afterwards."""
@@ -204,16 +204,15 @@ class _Run:
         if others:
             raise ValueError("InstantCharacter: the pictures of a batch are at different timesteps; sample them apart")
         rows, columns = (-(-side // flux.patch_size) for side in latents.shape[-2:])
-        drawn: dict[str, list[Subject]] = {}
+        drawn: dict[HostedAdapter, list[Subject]] = {}
         for i, (part, (low, high)) in enumerate(zip(self.cast, self._windows)):
             if low <= now <= high:
                 subject = Subject(self._at(i, now), part.scale, self._region(i, latents, rows, columns))
-                drawn.setdefault(part.adapter.fingerprint, []).append(subject)
+                drawn.setdefault(part.adapter, []).append(subject)
         self.due |= bool(drawn)
-        adapters = {part.adapter.fingerprint: part.adapter for part in self.cast}
         blocks = [
-            _Drawn(subjects, adapters[name].attention(self._dtype).model, self._key_scales(flux, adapters[name]))
-            for name, subjects in drawn.items()
+            _Drawn(subjects, adapter.attention(self._dtype).model, self._key_scales(flux, adapter))
+            for adapter, subjects in drawn.items()
         ]
         return _Step(self, blocks, rows * columns, len(flux.double_blocks))
 
@@ -256,17 +255,15 @@ class _Run:
 
         FLUX's own scale is what its query norm makes of ones, whatever its weights are stored as.
         """
-        if adapter.fingerprint not in self._scales:
+        if adapter not in self._scales:
             ones = torch.ones(flux.hidden_size // flux.num_heads, device=self._device, dtype=self._dtype)
             scales = torch.stack([norm(ones) for norm in _query_norms(flux)]).float().cpu()
             if not scales.all():
                 raise ValueError(
                     "FLUX's query norm has a scale of 0 in a channel, which character attention cannot undo"
                 )
-            self._scales[adapter.fingerprint] = [
-                scale.to(self._device, self._dtype) for scale in adapter.key_scales(scales)
-            ]
-        return self._scales[adapter.fingerprint]
+            self._scales[adapter] = [scale.to(self._device, self._dtype) for scale in adapter.key_scales(scales)]
+        return self._scales[adapter]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from reference.reference_fill import inputs
 
 from instantcharacter import InstantCharacterPipeline, comfy_patch
 from instantcharacter.attention import Subject
+from instantcharacter.comfy_host import HostedAdapter
 from instantcharacter.comfy_patch import KEY, Part
 from instantcharacter.processor import LearningAttention
 
@@ -129,6 +130,24 @@ def test_two_characters_are_the_librarys(model, adapter, reference, character, o
         twice = comfy_patch.apply(twice, Part(adapter, who, scale, mask=mask))
     theirs = draw(reference, subject_image=[character, other_character], subject_scale=[0.9, 0.7], subject_mask=masks)
     assert error(sample(twice), theirs) < 1e-5
+
+
+def test_characters_of_two_adapters_add_up(model, adapter, character):
+    """Two that share a projector, and so a fingerprint, but not their attention."""
+    weights = recorded.adapter()
+    weights.attention = recorded.adapter(seed=12).attention
+    other = HostedAdapter(weights)
+    assert other.fingerprint == adapter.fingerprint
+    alone = [
+        sample(comfy_patch.apply(model, Part(one, character, 0.9)), sigmas=SIGMAS[-2:]) for one in (adapter, other)
+    ]
+    both = model
+    for one in (adapter, other):
+        both = comfy_patch.apply(both, Part(one, character, 0.9))
+    together = sample(both, sigmas=SIGMAS[-2:])
+    for one in alone:
+        assert error(together, one) > 1e-3
+    assert error(alone[0], alone[1]) > 1e-3
 
 
 def test_true_cfg_is_the_librarys(drawn, reference, character):

@@ -249,7 +249,8 @@ def tokens_at(device: Device, adapter: CharacterAdapter, fused: torch.Tensor, fo
 
 
 def with_subject(tokens: torch.Tensor, call: dict[str, Any]) -> dict[str, object]:
-    return {"subjects": [Subject(tokens, 0.9)], "image_tokens": call["hidden_states"].shape[1]}
+    subject = Subject(tokens, torch.tensor(0.9))
+    return {"subjects": [subject], "image_tokens": call["hidden_states"].shape[1]}
 
 
 def step_inputs(device: Device, transformer: FluxTransformer2DModel, batch: int) -> dict[str, Any]:

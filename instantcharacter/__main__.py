@@ -200,7 +200,7 @@ def _make_characters(
 ) -> list[Character]:
     """Characters of the pictures; the encoders are let go of afterwards."""
     from .encoders import CharacterEncoder
-    from .memory import lent
+    from .streaming import lent
 
     device, dtype = _device(options), _dtype(options)
     with _stages("reference", 1 + len(pictures)) as begin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -91,12 +92,13 @@ class Subject:
 
     Attributes:
         tokens: [1, N, C] for the whole batch, or a row for each picture in it; C is what the attention takes.
-        scale: how strongly it is drawn; 1 is what the adapter was trained with.
+        scale: how strongly it is drawn, 1 is what the adapter was trained with: a tensor of one number, in host
+            memory, since code that is compiled for a number would be compiled anew for another.
         region: where in the picture, see :func:`region`; everywhere if not given.
     """
 
     tokens: Tensor
-    scale: float
+    scale: Tensor
     region: Tensor | None = None
 
 
@@ -119,11 +121,16 @@ def add_subjects(
         attend: the attention to use.
     """
     for subject in subjects:
-        seen = attention(query, subject.tokens, attend)
+        seen = attention(query, subject.tokens, partial(_attend_scaled, attend, subject.scale))
         if subject.region is None:
-            hidden_states.add_(seen, alpha=subject.scale)
+            hidden_states.add_(seen)
         else:
-            hidden_states.addcmul_(seen, subject.region.to(seen), value=subject.scale)
+            hidden_states.addcmul_(seen, subject.region.to(seen))
+
+
+def _attend_scaled(attend: Attend, scale: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled at the values, of which there are fewest."""
+    return attend(query, key, value * scale)
 
 
 def region(mask: Tensor, rows: int, columns: int) -> Tensor:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import read_safetensors, written_whole
-from .memory import lent
+from .streaming import lent
 
 if TYPE_CHECKING:
     from .projector import CharacterProjector

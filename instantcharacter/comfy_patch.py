@@ -207,7 +207,7 @@ class _Run:
         drawn: dict[HostedAdapter, list[Subject]] = {}
         for i, (part, (low, high)) in enumerate(zip(self.cast, self._windows)):
             if low <= now <= high:
-                subject = Subject(self._at(i, now), part.scale, self._region(i, latents, rows, columns))
+                subject = Subject(self._at(i, now), torch.tensor(part.scale), self._region(i, latents, rows, columns))
                 drawn.setdefault(part.adapter, []).append(subject)
         self.due |= bool(drawn)
         blocks = [

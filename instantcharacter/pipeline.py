@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -18,17 +20,19 @@ from .adapter import CharacterAdapter
 from .attention import Subject, region
 from .character import Character
 from .encoders import CharacterEncoder
-from .memory import lent
+from .memory import DESKTOP, GIB, Arrangement, MemoryPlan, Strategy, apply, free_memory, host_memory, measure, plan
 from .processor import attach, attached, detach
 from .reference import BLACK, Fit, Picture, open_picture
+from .streaming import lent
 
 _Pipeline: Any = FluxPipeline if TYPE_CHECKING else object
 
+Made = TypeVar("Made")
 SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
 SubjectMask: TypeAlias = "Picture | Sequence[Picture | None] | None"
 
-RECENT_PICTURES = 4
-"""How many pictures' characters a pipeline remembers."""
+RECENT = 4
+"""How many pictures' characters, and how many prompts' embeddings, a pipeline remembers."""
 
 
 class CharacterPipelineMixin(_Pipeline):
@@ -40,7 +44,7 @@ class CharacterPipelineMixin(_Pipeline):
     character_adapter: CharacterAdapter | None = None
     character_encoder: CharacterEncoder | None = None
     _fingerprint: str | None = None
-    _remembered: OrderedDict[tuple, Character]
+    _offload: Offload | None = None
 
     def set_character_adapter(self, adapter: CharacterAdapter) -> None:
         """Put an adapter into the transformer, in its dtype and on its device; set it again if its weights change.
@@ -48,27 +52,72 @@ class CharacterPipelineMixin(_Pipeline):
         Raises:
             ValueError: an adapter for a transformer of another width or number of blocks.
         """
-        attach(self.transformer, adapter)
-        self.character_adapter = adapter
+        with self._offload_lifted():
+            attach(self.transformer, adapter)
+            self.character_adapter = adapter
         self._fingerprint = attached(self.transformer)
-        self._remembered = OrderedDict()
+        self._characters = _Recent()
 
     def share_character_adapter(self, other: CharacterPipelineMixin) -> None:
-        """Take over the adapter of a pipeline with the same transformer, where it is already."""
+        """Take over the adapter of a pipeline of the same models, and how they are offloaded."""
         self.character_adapter = other.character_adapter
         self._fingerprint = other._fingerprint
-        self._remembered = OrderedDict()
+        self._characters, self._prompts = other._characters, other._prompts
+        self._offload = other._offload
 
     def remove_character_adapter(self) -> None:
         """Make this a plain FLUX pipeline again."""
-        detach(self.transformer)
-        self.character_adapter = None
-        self._remembered = OrderedDict()
+        with self._offload_lifted():
+            detach(self.transformer)
+            self.character_adapter = None
+        self._characters = _Recent()
 
     def set_character_encoder(self, encoder: CharacterEncoder | None) -> None:
         """Set what looks at reference pictures; not needed where only :class:`Character` objects are drawn."""
-        self.character_encoder = encoder
-        self._remembered = OrderedDict()
+        with self._offload_lifted():
+            self.character_encoder = encoder
+        self._characters = _Recent()
+
+    def enable_character_offload(
+        self, strategy: Strategy = "auto", vram_gb: float | None = None, device: str | torch.device | None = None
+    ) -> MemoryPlan:
+        """Keep on the GPU what fits, and have the rest come when it is needed; in place of diffusers' offloading.
+
+        The plan follows what happens to the pipeline: another adapter or encoder, LoRAs, larger pictures. If the GPU
+        is out of memory all the same, what ran is run again under the next smaller plan, with a warning.
+
+        Args:
+            strategy: ``"auto"``: as much stays on the GPU as fits. ``"none"``: all of it. ``"stream"``: as little as
+                streaming can. ``"model"``: one model at a time, by diffusers. ``"sequential"``: one layer at a time,
+                by accelerate: the least memory, and by far the slowest.
+            vram_gb: GiB of GPU memory to use at the most; all that is free now, but for what a desktop needs, if not
+                given.
+            device: where to run: the GPU if there is one.
+
+        Returns:
+            The plan; print it.
+
+        Raises:
+            ValueError: another strategy, or too little memory for any plan.
+        """
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._lift_offload()
+        free = free_memory(where, self) - (DESKTOP if where.type != "cpu" else 0)
+        vram = free if vram_gb is None else min(free, int(vram_gb * GIB))
+        found = plan(measure(self), vram, host_memory(), strategy=strategy)
+        self._offload = Offload(strategy, vram_gb, where, apply(found, self, where))
+        return found
+
+    def enable_character_compile(self) -> bool:
+        """Have torch compile FLUX's blocks, with the character in them, when they first run; see :mod:`.compiling`.
+
+        Returns:
+            Whether they will be; a warning says why not. Should compiling fail later, a warning says so, too, and FLUX
+            runs as it is.
+        """
+        from .compiling import compile_blocks
+
+        return compile_blocks(self.transformer)
 
     def create_character(self, picture: Picture, fit: Fit = "pad") -> Character:
         """Make a character of a reference picture, on the pipeline's device; recent pictures are remembered.
@@ -86,16 +135,24 @@ class CharacterPipelineMixin(_Pipeline):
         if self.character_encoder is None:
             raise ValueError("no character encoder: call set_character_encoder, or pass a Character for the picture")
         image = open_picture(picture)
-        key = (hashlib.blake2b(image.tobytes()).digest(), image.size, fit)
-        if key not in self._remembered:
-            with lent(self.character_encoder, self._execution_device) as encoder:
+        look = self.character_encoder
+
+        def make() -> Character:
+            with lent(look, self._execution_device) as encoder:
                 features = encoder(image, fit)
             with lent(adapter.projector, self._execution_device):
-                self._remembered[key] = adapter.create_character(features, picture=image)
-        self._remembered.move_to_end(key)
-        while len(self._remembered) > RECENT_PICTURES:
-            self._remembered.popitem(last=False)
-        return self._remembered[key]
+                return adapter.create_character(features, picture=image)
+
+        return self._characters((hashlib.blake2b(image.tobytes()).digest(), image.size, fit), make)
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """As the diffusers pipeline's; recent prompts are remembered, so that other seeds need no text encoder."""
+        encode = super().encode_prompt
+        given = inspect.signature(encode).bind(*args, **kwargs).arguments
+        if any(isinstance(value, Tensor) for value in given.values()):
+            return encode(*args, **kwargs)
+        key = (repr(sorted(given.items())), str(self._execution_device), _lora_state(self.text_encoder))
+        return self._prompts(key, lambda: encode(*args, **kwargs))
 
     def __call__(
         self,
@@ -134,10 +191,9 @@ class CharacterPipelineMixin(_Pipeline):
             for picture, scale, mask in _cast(subject_image, subject_scale, subject_mask)
             if scale != 0
         ]
-        if not subjects:
-            return super().__call__(*args, **kwargs)
-        with self._drawing(subjects, subject_start, subject_end):
-            return super().__call__(*args, **kwargs)
+        drawing = self._drawing(subjects, subject_start, subject_end) if subjects else nullcontext()
+        with drawing:
+            return self._planned(super().__call__, args, kwargs)
 
     def _adapter(self) -> CharacterAdapter:
         """The adapter, which the transformer still carries: other pipelines may have set theirs in it."""
@@ -185,8 +241,68 @@ class CharacterPipelineMixin(_Pipeline):
             at = [timesteps[i] for i in drawn]
             tokens = character.tokens(self._adapter().projector, at, latents.device, latents.dtype)
             for step, step_tokens in zip(drawn, tokens):
-                schedule[step].append(Subject(step_tokens, scale, where))
+                schedule[step].append(Subject(step_tokens, torch.tensor(scale), where))
         return schedule
+
+    @cached_property
+    def _characters(self) -> _Recent[Character]:
+        return _Recent()
+
+    @cached_property
+    def _prompts(self) -> _Recent[tuple[Tensor, ...]]:
+        return _Recent()
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self._offload.device if self._offload else super()._execution_device
+
+    def _planned(self, draw: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Draw, under a memory plan that is one for these pictures."""
+        if self._offload is None:
+            return draw(*args, **kwargs)
+        given = inspect.signature(draw).bind(*args, **kwargs).arguments
+        default = self.default_sample_size * self.vae_scale_factor
+        prompts = given["prompt"] if isinstance(given.get("prompt"), list) else given.get("prompt_embeds", [None])
+        arrangement = self._offload.arrangement
+        arrangement.begin(
+            (given.get("width") or default, given.get("height") or default),
+            len(prompts) * given.get("num_images_per_prompt", 1),
+        )
+        if arrangement.steps_back_alone:
+            return draw(*args, **kwargs)
+        noise = _listed(given.get("generator"))
+        states = [generator and generator.get_state() for generator in noise]
+        try:
+            return draw(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        arrangement.step_back(reason)
+        for generator, state in zip(noise, states):
+            if generator:
+                generator.set_state(state)
+        return draw(*args, **kwargs)
+
+    @contextmanager
+    def _offload_lifted(self) -> Iterator[None]:
+        """Within this block the pipeline's models may be changed; afterwards they are offloaded as before."""
+        before = self._offload
+        self._lift_offload()
+        try:
+            yield
+        finally:
+            if before:
+                self.enable_character_offload(before.strategy, before.vram_gb, before.device)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As the diffusers pipeline's; it ends the offload of :meth:`enable_character_offload`."""
+        if self._offload and self._offload.arrangement.steps_back_alone:
+            self._lift_offload()
+        return super().to(*args, **kwargs)
+
+    def _lift_offload(self) -> None:
+        if self._offload:
+            self._offload.arrangement.undo()
+            self._offload = None
 
     @property
     def _first_step(self) -> int:
@@ -199,6 +315,20 @@ class CharacterPipelineMixin(_Pipeline):
         return self._first_step if self.scheduler.step_index is None else self.scheduler.step_index
 
 
+def _lifting(name: str) -> Callable:
+    """A method of the diffusers pipeline's that changes models, made to work while they are offloaded."""
+
+    def change(self: CharacterPipelineMixin, *args: Any, **kwargs: Any) -> Any:
+        with self._offload_lifted():
+            return getattr(super(CharacterPipelineMixin, self), name)(*args, **kwargs)
+
+    return wraps(getattr(FluxPipeline, name))(change)
+
+
+for _name in ("load_lora_weights", "unload_lora_weights", "delete_adapters", "fuse_lora", "unfuse_lora"):
+    setattr(CharacterPipelineMixin, _name, _lifting(_name))
+
+
 class InstantCharacterPipeline(CharacterPipelineMixin, FluxPipeline):
     """Text to image, see :class:`CharacterPipelineMixin`."""
 
@@ -209,6 +339,30 @@ class InstantCharacterImg2ImgPipeline(CharacterPipelineMixin, FluxImg2ImgPipelin
 
 class InstantCharacterInpaintPipeline(CharacterPipelineMixin, FluxInpaintPipeline):
     """Inpainting, see :class:`CharacterPipelineMixin`."""
+
+
+class Offload(NamedTuple):
+    """How a pipeline was asked to be offloaded, and what came of it."""
+
+    strategy: Strategy
+    vram_gb: float | None
+    device: torch.device
+    arrangement: Arrangement
+
+
+class _Recent(Generic[Made]):
+    """What was made lately, of what it was made of."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple, Made] = OrderedDict()
+
+    def __call__(self, key: tuple, make: Callable[[], Made]) -> Made:
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > RECENT:
+            self._kept.popitem(last=False)
+        return self._kept[key]
 
 
 class _Part(NamedTuple):
@@ -238,6 +392,14 @@ def _cast(
 
 def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _lora_state(text_encoder: nn.Module | None) -> str:
+    """Which LoRAs are in a text encoder, and how strongly."""
+    if text_encoder is None:
+        return ""
+    layers = [module for module in text_encoder.modules() if hasattr(module, "lora_A")]
+    return repr([(id(m), m.active_adapters, m.scaling, m.disable_adapters, m.merged) for m in layers])
 
 
 def _region(mask: Picture, positions: Tensor) -> Tensor:

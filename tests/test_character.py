@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures
-from instantcharacter.memory import lent
 from instantcharacter.reference import thumbnail
+from instantcharacter.streaming import lent
 
 CPU = torch.device("cpu")
 

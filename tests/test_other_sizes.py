@@ -73,7 +73,7 @@ def test_transformer_follows_the_mathematics(seed, rows, columns):
     timestep = torch.tensor([300.0])
     by_hand = written_out(transformer, adapter, call, adapter.projector.resample(fused, timestep), scale)
     attach(transformer, adapter)
-    subject = Subject(adapter.projector.resample(fused, timestep, folded=True), scale)
+    subject = Subject(adapter.projector.resample(fused, timestep, folded=True), torch.tensor(scale))
     (ours,) = transformer(**call, joint_attention_kwargs={"subjects": [subject], "image_tokens": rows * columns})
     assert error(ours, by_hand) < 1e-5
 

@@ -151,7 +151,7 @@ def test_character_is_added_in_its_region_only(adapter, fused):
     tokens = adapter.projector.resample(fused, torch.tensor([500.0]))
     attention = LearningAttention(adapter.attention[0], torch.ones(128))
     with torch.no_grad():
-        add_subjects(hidden, query, [Subject(tokens, 0.9, where)], attention, attend)
+        add_subjects(hidden, query, [Subject(tokens, torch.tensor(0.9), where)], attention, attend)
     hidden = hidden.unflatten(1, (4, 6))
     assert not hidden[:, :, :3].any()
     assert hidden[:, :, 3:].abs().min(dim=-1).values.max() > 0
@@ -277,7 +277,7 @@ def test_gradients_reach_the_characters_tokens_through_flux(adapter):
     attach(transformer, adapter.requires_grad_(True), folded=False)
     tokens = torch.randn(1, 16, 64, requires_grad=True)
     call = recorded.transformer_inputs() | {
-        "joint_attention_kwargs": {"subjects": [Subject(tokens, 1.0)], "image_tokens": 24}
+        "joint_attention_kwargs": {"subjects": [Subject(tokens, torch.tensor(1.0))], "image_tokens": 24}
     }
     plain_gradients = []
     for checkpointing in (False, True):

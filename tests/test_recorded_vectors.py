@@ -53,7 +53,7 @@ def test_transformer_is_the_recorded_one(adapter, scale):
     attach(transformer, adapter, folded=False)
     call = recorded.transformer_inputs()
     if scale is not None:
-        subject = Subject(inputs("character_tokens", (2, 16, 64), recorded.SEED), scale)
+        subject = Subject(inputs("character_tokens", (2, 16, 64), recorded.SEED), torch.tensor(scale))
         call["joint_attention_kwargs"] = {"subjects": [subject], "image_tokens": 24}
     with torch.no_grad():
         (ours,) = transformer(**call)

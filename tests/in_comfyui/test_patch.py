@@ -89,7 +89,7 @@ def test_flux_is_the_recorded_one(model, drawn, adapter, scale):
         attention = [LearningAttention(*pair) for pair in zip(adapter.adapter.attention, scales, strict=True)]
         tokens = inputs("character_tokens", (2, 16, 64), recorded.SEED)
         unfolded = [lambda query, tokens, _, attend, block=block: block(query, tokens, attend) for block in attention]
-        part = comfy_patch._Drawn([Subject(tokens, scale)], unfolded, [None] * 4)
+        part = comfy_patch._Drawn([Subject(tokens, torch.tensor(scale))], unfolded, [None] * 4)
         options[KEY] = comfy_patch._Step(run=lambda: None, drawn=[part], picture_tokens=24, double_blocks=2)
     with torch.no_grad():
         out = flux(

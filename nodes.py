@@ -15,13 +15,15 @@ from .instantcharacter.comfy_folders import choices, locate
 
 if TYPE_CHECKING:
     from .instantcharacter.comfy_host import HostedAdapter, HostedCharacter
-    from .instantcharacter.comfy_pipeline import HostedPipeline, Offload
+    from .instantcharacter.comfy_pipeline import HostedPipeline
+    from .instantcharacter.memory import Strategy
+    from .instantcharacter.pipeline import InstantCharacterPipeline
     from .instantcharacter.reference import Fit
 
 CATEGORY = "InstantCharacter"
 NONE = "none"
 IN_FOLDER = "from the FLUX folder"
-OFFLOAD = ["model", "sequential", "none"]
+OFFLOAD = ["auto", "none", "model", "stream", "sequential"]
 
 FluxPipe = io.Custom("FLUX_PIPE")
 Encoder = io.Custom("CHARACTER_ENCODER")
@@ -65,14 +67,15 @@ class FluxLoader(io.ComfyNode):
                 io.Combo.Input(
                     "weight_dtype",
                     options=["default", "fp8_e4m3fn"],
-                    tooltip="default keeps FLUX in 16 bits (22 GB on the GPU). fp8_e4m3fn keeps it in 8 bits (11 GB), "
-                    "a little slower and less exact. GGUF files stay as they are.",
+                    tooltip="default keeps FLUX in 16 bits (22 GB). fp8_e4m3fn keeps it in 8 bits (14 GB with what"
+                    " must stay in 16), a little slower and less exact. GGUF files stay as they are.",
                 ),
                 io.Combo.Input(
                     "offload",
                     options=OFFLOAD,
-                    tooltip="What stays on the GPU. model: one model at a time, needs room for FLUX (23.5 GiB at "
-                    "1024×1024 in 16 bits). sequential: one layer at a time, fits any card, slow. none: everything.",
+                    tooltip="What stays on the GPU. auto: as much as fits, the rest streams while FLUX computes. "
+                    "none: everything. model: one model at a time. stream: as little as streaming can, "
+                    "about 3 GiB. sequential: one layer at a time, very slow.",
                 ),
                 io.Combo.Input(
                     "lora",
@@ -89,6 +92,22 @@ class FluxLoader(io.ComfyNode):
                     optional=True,
                     tooltip="How strongly the LoRA is applied.",
                 ),
+                io.Float.Input(
+                    "vram_gb",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.5,
+                    optional=True,
+                    tooltip="GPU memory to use at the most, in GiB; 0 is all that ComfyUI has.",
+                ),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    tooltip="Has torch compile FLUX at the first picture, which takes half a minute; then a step "
+                    "takes three quarters of the time. Not with fp8 or GGUF.",
+                ),
             ],
             outputs=[FluxPipe.Output(display_name="flux_pipe", tooltip="To InstantCharacter Sampler.")],
         )
@@ -101,32 +120,32 @@ class FluxLoader(io.ComfyNode):
         t5: str,
         vae: str,
         weight_dtype: str,
-        offload: Offload,
+        offload: Strategy,
         lora: str = NONE,
         lora_strength: float = 1.0,
+        vram_gb: float = 0.0,
+        compile: bool = False,
     ) -> io.NodeOutput:
         from .instantcharacter.comfy_host import progress
+        from .instantcharacter.comfy_pipeline import HostedPipeline
 
         paths = {
             name: None if choice in (NONE, IN_FOLDER) else locate(name, choice, progress())
             for name, choice in {"flux": flux, "clip_l": clip_l, "t5": t5, "vae": vae}.items()
         }
         style = None if lora == NONE else Path(folder_paths.get_full_path_or_raise("loras", lora))
-        return io.NodeOutput(
-            load_flux_pipe(paths, offload, fp8=weight_dtype == "fp8_e4m3fn", lora=style, lora_strength=lora_strength)
-        )
+        pipeline = load_flux_pipeline(paths, fp8=weight_dtype == "fp8_e4m3fn", lora=style, lora_strength=lora_strength)
+        return io.NodeOutput(HostedPipeline(pipeline, offload, vram_gb, compile))
 
 
-def load_flux_pipe(
+def load_flux_pipeline(
     paths: Mapping[str, Any],
-    offload: Offload,
     fp8: bool = False,
     lora: Path | None = None,
     lora_strength: float = 1.0,
-) -> HostedPipeline:
-    """FLUX of these files, as a FLUX_PIPE."""
+) -> InstantCharacterPipeline:
+    """FLUX of these files, with its LoRA, on the CPU."""
     from .instantcharacter.comfy_host import weight_dtype
-    from .instantcharacter.comfy_pipeline import HostedPipeline
     from .instantcharacter.flux_files import FluxFiles, load_flux
 
     clip_tokenizer, t5_tokenizer = comfy_folders.tokenizers()
@@ -135,7 +154,7 @@ def load_flux_pipe(
     if lora:
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="style")
         pipeline.set_adapters(["style"], [lora_strength])
-    return HostedPipeline(pipeline, offload)
+    return pipeline
 
 
 class EncoderLoader(io.ComfyNode):

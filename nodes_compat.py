@@ -6,6 +6,7 @@ They are deprecated: the nodes in ``nodes.py`` do more, and need nothing typed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from .instantcharacter.comfy_folders import DOWNLOAD, choices, inside_models, locate
-from .nodes import CATEGORY, encode, load_adapter, load_encoder, load_flux_pipe
+from .nodes import CATEGORY, encode, load_adapter, load_encoder, load_flux_pipeline
 
 if TYPE_CHECKING:
     from .instantcharacter.comfy_host import HostedAdapter, HostedCharacter
-    from .instantcharacter.comfy_pipeline import HostedPipeline, Offload
+    from .instantcharacter.comfy_pipeline import HostedPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ TOKEN_WARNING = (
     "InstantCharacter: a Hugging Face token is typed into a node. Workflow files and pictures keep what is typed into "
     "nodes: delete it there, and make a new one if you shared such a file. Run `hf auth login` or set HF_TOKEN instead."
 )
-CPU_OFFLOAD = "On: one layer at a time on the GPU, which fits any card and is slow. Off: one model at a time."
+CPU_OFFLOAD = "On: as little of FLUX stays on the GPU as can be. Off: as much as fits. Either way the rest streams."
 
 
 @dataclass
@@ -45,8 +46,11 @@ class InstantCharPipe:
         return self.last[1]
 
 
-def strategy(cpu_offload: bool) -> Offload:
-    return "sequential" if cpu_offload else "model"
+def flux_pipe(paths: Mapping[str, Any], cpu_offload: bool) -> HostedPipeline:
+    """FLUX of these files, as a FLUX_PIPE."""
+    from .instantcharacter.comfy_pipeline import HostedPipeline
+
+    return HostedPipeline(load_flux_pipeline(paths), "stream" if cpu_offload else "auto")
 
 
 class LoadModel(io.ComfyNode):
@@ -85,7 +89,7 @@ class LoadModel(io.ComfyNode):
         flux = {name: locate(name, DOWNLOAD, progress(), token) for name in ("flux", "clip_l", "t5", "vae")}
         encoders = [locate(name, DOWNLOAD, progress(), token) for name in ("siglip", "dinov2")]
         pipe = InstantCharPipe(
-            load_flux_pipe(flux, strategy(cpu_offload)),
+            flux_pipe(flux, cpu_offload),
             load_encoder(*encoders),
             load_adapter(locate("adapter", ip_adapter_name, progress(), token)),
         )
@@ -127,7 +131,7 @@ class LoadModelFromLocal(io.ComfyNode):
         flux, siglip, dinov2, adapter = map(inside_models, given)
         return io.NodeOutput(
             InstantCharPipe(
-                load_flux_pipe({"flux": flux}, strategy(cpu_offload)),
+                flux_pipe({"flux": flux}, cpu_offload),
                 load_encoder(siglip, dinov2),
                 load_adapter(adapter),
             )

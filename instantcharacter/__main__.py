@@ -216,11 +216,16 @@ def _make_characters(
 
 def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
+    import torch
+
     from .pipeline import InstantCharacterPipeline
 
     with _stages("FLUX", 3) as begin:
         begin("loading")
         pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
+        if options.fp8:
+            fp8 = torch.float8_e4m3fn
+            pipeline.transformer.enable_layerwise_casting(storage_dtype=fp8, compute_dtype=_dtype(options))
         begin("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
@@ -229,13 +234,11 @@ def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> In
             pipeline.set_adapters(names, [weight for _, weight in options.lora])
         begin("folding the adapter in")
         pipeline.set_character_adapter(adapter)
-    device = _device(options)
-    if options.offload == "none" or device.type == "cpu":
-        pipeline.to(device)
-    elif options.offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
-    else:
-        pipeline.enable_sequential_cpu_offload(device=device)
+    plan = pipeline.enable_character_offload(options.offload, options.vram, _device(options))
+    if options.verbose:
+        print(plan, file=sys.stderr)
+    if options.compile:
+        pipeline.enable_character_compile()
     return pipeline
 
 
@@ -326,7 +329,7 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     if "out of memory" in message:
-        return "out of GPU memory: try --offload sequential, or a smaller --size"
+        return f"{message} Try --vram with less, --offload sequential, or a smaller --size."
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.strerror}: {error.filename}"
     return message
@@ -352,8 +355,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--lora", type=_lora, action="append", default=[], metavar="FILE:WEIGHT",
                          help="a style LoRA; repeat for several")  # fmt: skip
     command.add_argument("--model", default=models.FLUX, help=f"FLUX.1: a diffusers folder or hub id ({models.FLUX})")
-    command.add_argument("--offload", choices=("none", "model", "sequential"), default="model",
-                         help="keep on the GPU everything, one model, or one layer at a time (model)")  # fmt: skip
+    command.add_argument("--offload", choices=("auto", "none", "model", "stream", "sequential"), default="auto",
+                         help="what stays on the GPU: as much as fits (auto), everything, one model at a time, as "
+                         "little as streaming can, or one layer at a time")  # fmt: skip
+    command.add_argument("--vram", type=_number(0.1, 1000), metavar="GIB",
+                         help="GPU memory to use at the most (what is free)")  # fmt: skip
+    command.add_argument("--fp8", action="store_true", help="keep FLUX's weights in 8 bits: half the memory, and not "
+                         "the same picture")  # fmt: skip
+    command.add_argument("--compile", action="store_true",
+                         help="have torch compile FLUX: worth its half minute from the second picture on")  # fmt: skip
     _model_options(command)
 
     command = _command(commands, "encode", encode)

@@ -25,12 +25,12 @@ def hosted(module: nn.Module) -> Any:
     )
 
 
-def load(patcher: Any) -> Any:
-    """The module of a ``ModelPatcher``, on its device until ComfyUI needs the room.
+def load(patcher: Any, working: int = 0) -> Any:
+    """The module of a ``ModelPatcher``, on its device until ComfyUI needs the room, and bytes free to work in.
 
     It is loaded whole: modules that are not made of ComfyUI's layers cannot be loaded in part.
     """
-    management.load_models_gpu([patcher], force_full_load=True)
+    management.load_models_gpu([patcher], memory_required=working, force_full_load=True)
     return patcher.model
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+import logging
+from typing import Any, NamedTuple, TypeAlias
 
 import comfy.latent_formats
 import comfy.model_management as management
@@ -11,15 +12,15 @@ import latent_preview
 import torch
 from torch import Tensor, nn
 
-from .comfy_host import HostedAdapter, HostedCharacter, hosted, load
+from .comfy_host import HostedAdapter, HostedCharacter, hosted, load, release
+from .memory import GIB, MemoryPlan, Strategy
 from .pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
 from .processor import compute_dtype
 
-Offload = Literal["none", "model", "sequential"]
+logger = logging.getLogger(__name__)
+
 Conditioning: TypeAlias = list[Any]
 LATENT_CHANNELS = 16
-WORKING_MEMORY = 3 * 2**30
-"""Bytes that a picture of 1024×1024 takes beside the weights."""
 
 
 class Prompt(NamedTuple):
@@ -84,8 +85,8 @@ class Drawing(NamedTuple):
     samples: Tensor
 
 
-class FluxModels(nn.ModuleList):
-    """A pipeline's models, under a name that says so in ComfyUI's log."""
+class FluxWeights(nn.ModuleList):
+    """What stays on the GPU of a pipeline, under a name that says so in ComfyUI's log."""
 
 
 class HostedPipeline:
@@ -93,17 +94,23 @@ class HostedPipeline:
 
     Args:
         pipeline: on the CPU, its LoRAs loaded.
-        offload: what stays on the GPU while it draws: all of it, one model at a time, or one layer at a time.
+        strategy: what stays on the GPU, see :meth:`CharacterPipelineMixin.enable_character_offload`.
+        vram_gb: GiB of GPU memory to use at the most; what ComfyUI has, if 0.
+        compiled: whether torch is to compile FLUX's blocks.
     """
 
-    def __init__(self, pipeline: InstantCharacterPipeline, offload: Offload) -> None:
+    def __init__(
+        self, pipeline: InstantCharacterPipeline, strategy: Strategy, vram_gb: float = 0.0, compiled: bool = False
+    ) -> None:
         self.pipeline = pipeline
         pipeline.set_progress_bar_config(disable=True)
         self._device = management.get_torch_device()
-        self._offload: Offload = "none" if management.is_device_cpu(self._device) else offload
+        self._strategy = strategy
+        self._vram_gb = vram_gb
+        self._compiled = compiled
         self._adapter: HostedAdapter | None = None
-        self._whole: Any = None
-        self._arranged = False
+        self._plan: MemoryPlan | None = None
+        self._staying: Any = None
 
     def draw(
         self,
@@ -154,25 +161,36 @@ class HostedPipeline:
         return Drawing(image.permute(0, 2, 3, 1).float().cpu(), watch.samples.float().cpu())
 
     def _arrange(self, character: HostedCharacter | None) -> None:
-        """The character's adapter in FLUX, the weights where the strategy has them, and room for what comes there."""
+        """The character's adapter in FLUX, the weights where the plan has them, and room for what comes beside."""
         adapter = self._adapter if character is None else character.adapter
+        if self.pipeline._offload is None:
+            self._offload()
         if adapter is not self._adapter and adapter is not None:
-            self.pipeline.remove_all_hooks()
             self.pipeline.set_character_adapter(adapter.adapter)
-            self._adapter, self._arranged = adapter, False
-        models = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
-        if not self._arranged:
-            self._whole = hosted(FluxModels(models)) if self._offload == "none" else None
-            if self._offload == "model":
-                self.pipeline.enable_model_cpu_offload(device=self._device)
-            elif self._offload == "sequential":
-                self.pipeline.enable_sequential_cpu_offload(device=self._device)
-            self._arranged = True
-        if self._whole:
-            load(self._whole)
-            return
-        largest = max(map(management.module_size, models)) if self._offload == "model" else 0
-        management.free_memory(largest + WORKING_MEMORY, self._device)
+            self._adapter = adapter
+        assert self.pipeline._offload is not None
+        arrangement = self.pipeline._offload.arrangement
+        if arrangement.plan is not self._plan:  # the first, or one that larger pictures or lack of memory brought
+            if self._staying:
+                release(self._staying)
+            staying = arrangement.staying()
+            self._staying = hosted(FluxWeights(staying)) if staying else None
+            self._plan = arrangement.plan
+        beside = self._plan.predicted_peak - self._plan.resident
+        if self._staying:
+            load(self._staying, beside)
+        else:
+            management.free_memory(beside, self._device)
+
+    def _offload(self) -> None:
+        """Have the library plan with what memory ComfyUI has when nothing else of it is loaded."""
+        management.unload_all_models()
+        has = (management.get_free_memory(self._device) - management.extra_reserved_memory()) / GIB
+        vram_gb = min(has, self._vram_gb) if self._vram_gb else has
+        plan = self.pipeline.enable_character_offload(self._strategy, vram_gb, self._device)
+        logger.info("InstantCharacter's memory plan is %s", plan)
+        if self._compiled:
+            self.pipeline.enable_character_compile()
 
     def _text(self, prompt: Prompt) -> dict[str, Any]:
         """The pipeline's settings for a prompt; the negative one only where it counts."""

@@ -416,10 +416,11 @@ def roots(pipeline: CharacterPipelineMixin) -> dict[str, list[nn.Module]]:
     if encoder := pipeline.character_encoder:
         found |= {"siglip": [encoder.siglip], "dinov2": [encoder.dinov2]}
     if adapter := pipeline.character_adapter:
-        projector = adapter.projector
-        fusion = [part for name, part in projector.named_children() if name != "resampler"]
+        found["resampler"] = [adapter.projector.resampler]
+    if encoder and adapter:
+        fusion = [part for name, part in adapter.projector.named_children() if name != "resampler"]
         lists = [list(part) if isinstance(part, nn.ModuleList) else [part] for part in fusion]
-        found |= {"fusion": [module for modules in lists for module in modules], "resampler": [projector.resampler]}
+        found["fusion"] = [module for modules in lists for module in modules]
     present = {name: [module for module in found[name] if module is not None] for name in WORK if name in found}
     return {name: modules for name, modules in present.items() if modules}
 
@@ -514,6 +515,19 @@ class Arrangement:
         self.undo()
         self.plan = smaller
         self._arrange()
+
+    def staying(self) -> list[nn.Module]:
+        """The modules whose weights stay on the device, for a host that keeps count of such."""
+        modules: list[nn.Module] = []
+        for name, found in roots(self._pipeline).items():
+            if name == "transformer" and name in self.plan.staying:
+                (transformer,) = found
+                blocks = blocks_of(name, transformer)
+                modules += [child for child in transformer.children() if not isinstance(child, nn.ModuleList)]
+                modules += [block for i, block in enumerate(blocks) if i not in self.plan.streamed]
+            elif name in self.plan.staying:
+                modules += found
+        return modules
 
     def undo(self) -> None:
         """Leave the modules alone; the weights stay where they are."""

@@ -25,7 +25,7 @@ def conditioning() -> list:
 
 @pytest.fixture
 def hosted() -> HostedPipeline:
-    return HostedPipeline(InstantCharacterPipeline(**recorded.components()), "model")
+    return HostedPipeline(InstantCharacterPipeline(**recorded.components()), "auto")
 
 
 def draw(hosted, who=None, steps=4, **settings):
@@ -95,3 +95,30 @@ def test_progress_cancels_where_the_user_does():
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
         tell(2, 2)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "none", "model", "stream", "sequential"])
+def test_every_strategy_draws_the_same(hosted, adapter, character, strategy):
+    who = HostedCharacter(character, adapter)
+    other = HostedPipeline(InstantCharacterPipeline(**recorded.components()), strategy)
+    for _ in range(2):
+        assert torch.equal(draw(other, who).samples, draw(hosted, who).samples)
+
+
+def test_what_stays_is_comfyuis_to_free(adapter, character):
+    hosted = HostedPipeline(InstantCharacterPipeline(**recorded.components()), "none")
+    before = draw(hosted, HostedCharacter(character, adapter))
+    staying = hosted._staying
+    assert staying in [loaded.model for loaded in management.current_loaded_models]
+    assert management.module_size(staying.model) > management.module_size(hosted.pipeline.transformer)
+    management.unload_all_models()
+    assert torch.equal(draw(hosted, HostedCharacter(character, adapter)).samples, before.samples)
+
+
+def test_a_smaller_plan_is_told_to_comfyui(adapter, character):
+    hosted = HostedPipeline(InstantCharacterPipeline(**recorded.components()), "none")
+    who = HostedCharacter(character, adapter)
+    before, first = draw(hosted, who), hosted._staying
+    hosted.pipeline._offload.arrangement.step_back("out of memory")
+    assert torch.equal(draw(hosted, who).samples, before.samples)
+    assert management.module_size(hosted._staying.model) < management.module_size(first.model)

@@ -272,7 +272,7 @@ def chart(results: dict[str, dict[str, Any]]) -> str:
         label = {"none": "all of it"}.get(run, run + (" GiB" if run.isdecimal() else ""))
         marks.append(
             f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{color}"/>'
-            f'<text x="{x + 8:.0f}" y="{y - 8:.0f}" fill="{color}">{label}</text>'
+            f'<text x="{x + 8:.0f}" y="{y + (16 if run.isdecimal() else -6):.0f}" fill="{color}">{label}</text>'
         )
     ticks = [
         f'<text x="{60 + 560 * gib / right:.0f}" y="350" text-anchor="middle">{gib}</text>'

@@ -32,7 +32,7 @@ class CompiledForward:
         try:
             return self._compiled(*args, **kwargs)
         except TorchDynamoException as error:
-            self._failed.append(_first_line(error))
+            self._failed.append(_first_lines(error))
             logger.warning("FLUX runs without being compiled: %s", self._failed[0])
         return self.forward(*args, **kwargs)
 
@@ -80,5 +80,6 @@ def _in_the_way(transformer: FluxTransformer2DModel) -> str:
     return ""
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__

@@ -13,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 import torch
@@ -468,10 +469,14 @@ class Arrangement:
     def __init__(self, plan: MemoryPlan, pipeline: CharacterPipelineMixin, device: torch.device) -> None:
         self.plan = plan
         self.device = device
-        self._pipeline = pipeline
+        self._pipeline_there = weakref.ref(pipeline)
         self._visitors: list[Visitor] = []
         self._stepped_back = False
         self._arrange()
+
+    @property
+    def _pipeline(self) -> Any:
+        return self._pipeline_there()
 
     @property
     def steps_back_alone(self) -> bool:
@@ -558,7 +563,19 @@ class Arrangement:
         streamed = [blocks[i] for i in self.plan.streamed] if name == "transformer" and stays else blocks
         if stays and name != "transformer":
             streamed = []
-        return Visitor(module, streamed, self.device, stays, self.plan.pinned, self.step_back)
+        return Visitor(module, streamed, self.device, stays, self.plan.pinned, _weakly(self.step_back))
+
+
+def _weakly(step_back: Callable[[str], None]) -> Callable[[str], None]:
+    """An arrangement's :meth:`step_back` that does not keep it: visitors and it would keep each other."""
+    there = weakref.WeakMethod(step_back)
+
+    def call(reason: str) -> None:
+        if (method := there()) is None:
+            raise torch.OutOfMemoryError(reason)
+        method(reason)
+
+    return call
 
 
 def apply(plan: MemoryPlan, pipeline: CharacterPipelineMixin, device: torch.device) -> Arrangement:

@@ -8,11 +8,12 @@ by weight, and waits on the host at each block; what that costs is in ``benchmar
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial, update_wrapper
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -81,10 +82,10 @@ class Visitor:
         pinned: bool,
         make_room: Callable[[str], None],
     ) -> None:
-        self._module = module
+        self._module = weakref.ref(module)  # no cycles: gigabytes of weights would wait for the garbage collector
         self._device = device
         self._make_room = make_room
-        self._forward = module.forward
+        self._before = vars(module).get("forward")
         self._blocks = StreamedBlocks(streamed, device, pinned)
         in_blocks = set(chain.from_iterable(map(_tensors, streamed)))
         rest = [tensor for tensor in _tensors(module) if tensor not in in_blocks]
@@ -93,26 +94,31 @@ class Visitor:
             for tensor in rest:
                 tensor.data = tensor.data.to(device)
         self._rest = None if stays else HostWeights.of(module, rest, pinned)
-        module.forward = update_wrapper(partial(self._run), self._forward)
+        forward = partial(self._run)
+        forward.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
+        module.forward = forward
         Visitor.visiting.add(module)
 
     def remove(self) -> None:
         """Leave the module alone, its weights where they are between its runs."""
-        del self._module.forward
-        if vars(self._module).get("forward", self._module.forward) != self._forward:
-            self._module.forward = self._forward  # another library's, which stood there before
         self._blocks.remove()
-        Visitor.visiting.discard(self._module)
+        if module := self._module():
+            del module.forward
+            if self._before:
+                module.forward = self._before
+            Visitor.visiting.discard(module)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self._module()
+        forward = self._before or partial(type(module).forward, module)
         args, kwargs = send_to_device((args, kwargs), self._device)
         try:
             with self._present(), self._blocks.running():
-                return self._forward(*args, **kwargs)
+                return forward(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             reason = str(error)
         self._make_room(reason)  # here, since an error that is handled keeps alive what was computed
-        return self._module.forward(*args, **kwargs)
+        return module.forward(*args, **kwargs)
 
     @contextmanager
     def _present(self) -> Iterator[None]:

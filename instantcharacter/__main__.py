@@ -216,16 +216,14 @@ def _make_characters(
 
 def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
-    import torch
-
+    from .flux_files import store_in_fp8
     from .pipeline import InstantCharacterPipeline
 
     with _stages("FLUX", 3) as begin:
         begin("loading")
         pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
         if options.fp8:
-            fp8 = torch.float8_e4m3fn
-            pipeline.transformer.enable_layerwise_casting(storage_dtype=fp8, compute_dtype=_dtype(options))
+            store_in_fp8(pipeline.transformer, _dtype(options))
         begin("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):

@@ -20,6 +20,7 @@ from .single_file import SingleFileModel
 
 EXPECTED_FLUX = "FLUX.1 in one file (.safetensors in bf16, fp16 or plain fp8, or .gguf), or a diffusers folder"
 EXPECTED_VAE = "FLUX's VAE (ae.safetensors)"
+FP8 = torch.float8_e4m3fn
 HEAD_DIM = 128
 """FLUX's, at any width."""
 CLIP_LENGTH, T5_LENGTH = 77, 512
@@ -127,11 +128,20 @@ def load_flux(files: FluxFiles, dtype: torch.dtype, fp8: bool = False) -> Instan
     if files.flux.is_dir():
         pipeline = _from_folder(files.flux, parts, dtype)
     else:
-        transformer = _load_transformer(files.flux, dtype)
+        transformer = _load_transformer(files.flux, dtype, fp8)
         pipeline = InstantCharacterPipeline(**_complete(parts, files, transformer))
     if fp8 and not getattr(pipeline.transformer, "is_quantized", False):
-        pipeline.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+        store_in_fp8(pipeline.transformer, dtype)
     return pipeline
+
+
+def store_in_fp8(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> None:
+    """Keep FLUX's large weights in 8 bits (e4m3), layer by layer; its norms in ``dtype``, as the arithmetic."""
+    transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype)
+    for module in transformer.modules():
+        if not hasattr(module, "_diffusers_hook"):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
 
 
 def _from_folder(folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> InstantCharacterPipeline:
@@ -165,7 +175,8 @@ def _tokenizer(folder: Path | None, length: int) -> Any:
     return AutoTokenizer.from_pretrained(folder, model_max_length=length)
 
 
-def _load_transformer(path: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransformer2DModel:
+    """FLUX with its weights in ``dtype``; GGUF's stay as they are, and with ``fp8`` so do those of a file in fp8."""
     check_file(path, EXPECTED_FLUX)
     settings: dict[str, Any] = {"torch_dtype": dtype}
     if path.suffix == ".gguf":
@@ -173,6 +184,8 @@ def _load_transformer(path: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
         state = _read_gguf(path)
     else:
         state, _ = read_safetensors(path, EXPECTED_FLUX)
+        if fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
+            settings["torch_dtype"] = FP8
     return _from_state(FluxTransformer2DModel, state, _flux_config(state, path), path, settings)
 
 

@@ -297,7 +297,7 @@ def plan(
     components: Components = RELEASED,
     vram_bytes: int = 24 * GIB,
     ram_bytes: int = 64 * GIB,
-    resolution: tuple[int, int] = (1024, 1024),
+    resolution: tuple[int, int] | int = (1024, 1024),
     batch: int = 1,
     strategy: Strategy = "auto",
 ) -> MemoryPlan:
@@ -307,7 +307,7 @@ def plan(
         components: sizes, see :func:`measure`; those of the released models if not given.
         vram_bytes: GPU memory for all of it, weights and working memory.
         ram_bytes: host memory for weights.
-        resolution: width and height of a picture in pixels.
+        resolution: width and height of a picture in pixels; one number for a square.
         batch: pictures at once.
         strategy: ``"auto"`` keeps on the GPU what fits; ``"stream"`` as little as streaming can; the others as in
             :class:`MemoryPlan`, whether it fits or not.
@@ -315,6 +315,7 @@ def plan(
     Raises:
         ValueError: another strategy, sizes that are not positive, or too little memory for any plan.
     """
+    resolution = (resolution, resolution) if isinstance(resolution, int) else resolution
     if strategy not in STRATEGIES:
         raise ValueError(f"offload strategy {strategy!r}; expected one of {', '.join(STRATEGIES)}")
     if min(vram_bytes, ram_bytes, batch, *resolution) <= 0:

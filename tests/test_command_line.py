@@ -52,6 +52,31 @@ def error_line(capsys) -> str:
     return line
 
 
+@pytest.mark.parametrize("settings", [["--offload=stream"], ["--offload=model"], ["--vram=9"]])
+def test_offload_draws_the_same_picture(generate, settings):
+    pictures = []
+    for arguments in ([], settings):
+        status, output = generate("--reference", recorded.PICTURE, *arguments)
+        assert status == 0
+        pictures.append(Image.open(output).tobytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_fp8_and_compiled_pictures_are_drawn(generate, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(1) or forward)
+    assert generate("--reference", recorded.PICTURE, "--fp8")[0] == 0
+    assert not compiled
+    assert generate("--reference", recorded.PICTURE, "--compile")[0] == 0
+    assert len(compiled) == 4
+
+
+def test_too_little_gpu_memory_is_refused_with_what_is_needed(generate, capsys):
+    status, _ = generate("--reference", recorded.PICTURE, "--vram=0.5")
+    assert status == 2
+    assert "0.50 GiB of GPU memory are too little" in error_line(capsys)
+
+
 def test_generate_draws_a_picture_that_carries_its_settings(generate):
     status, output = generate("--reference", recorded.PICTURE, "--scale", 0.8, "--guidance", 2.5)
     image = Image.open(output)

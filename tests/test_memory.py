@@ -99,6 +99,7 @@ def test_fp8_needs_half_the_link():
 def test_larger_pictures_leave_less_room_for_blocks():
     small, large = (plan(vram_bytes=16 * GIB, resolution=(side, side)) for side in (768, 1536))
     assert small.resident_blocks > large.resident_blocks
+    assert plan(vram_bytes=16 * GIB, resolution=1536) == large
     assert plan(vram_bytes=16 * GIB, batch=4).resident_blocks < plan(vram_bytes=16 * GIB).resident_blocks
 
 

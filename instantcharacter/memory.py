@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
@@ -560,10 +561,9 @@ class Arrangement:
             vae.tile_latent_min_size = TILE // pipeline.vae_scale_factor
 
     def _visitor(self, name: str, module: nn.Module) -> Visitor:
-        stays, blocks = name in self.plan.staying, blocks_of(name, module)
-        streamed = [blocks[i] for i in self.plan.streamed] if name == "transformer" and stays else blocks
-        if stays and name != "transformer":
-            streamed = []
+        stays, streamed = name in self.plan.staying, blocks_of(name, module)
+        if stays:
+            streamed = [streamed[i] for i in self.plan.streamed] if name == "transformer" else []
         return Visitor(module, streamed, self.device, stays, self.plan.pinned, _weakly(self.step_back))
 
 
@@ -594,12 +594,11 @@ def free_memory(device: torch.device, pipeline: CharacterPipelineMixin) -> int:
         return psutil.virtual_memory().total
     backend = torch.get_device_module(device)
     free, _ = backend.mem_get_info(device)
-    ours = [
-        tensor for modules in roots(pipeline).values() for m in modules for tensor in (*m.parameters(), *m.buffers())
-    ]
-    ours_there = sum(tensor.nbytes for tensor in dict.fromkeys(ours) if tensor.device == device)
+    modules = chain.from_iterable(roots(pipeline).values())
+    ours = dict.fromkeys(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    there = sum(tensor.nbytes for tensor in ours if tensor.device.type == device.type)
     cached = backend.memory_reserved(device) - backend.memory_allocated(device)
-    return free + cached + ours_there
+    return free + cached + there
 
 
 def host_memory() -> int:

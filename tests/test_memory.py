@@ -526,3 +526,17 @@ def test_out_of_memory_twice_says_what_to_do(whole):
 def test_streamed_blocks_need_none():
     with StreamedBlocks([], CPU, pinned=False).running():
         pass
+
+
+def test_what_the_pipeline_has_on_the_gpu_counts_as_free(whole, monkeypatch):
+    backend = SimpleNamespace(
+        mem_get_info=lambda _: (10, 100), memory_reserved=lambda _: 7, memory_allocated=lambda _: 5
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda _: backend)
+    assert memory.free_memory(torch.device("cuda"), whole) == 12
+    for modules in memory.roots(whole).values():
+        for module in modules:
+            module.to("meta")
+    tensors = {t for modules in memory.roots(whole).values() for m in modules for t in (*m.parameters(), *m.buffers())}
+    weights = sum(tensor.nbytes for tensor in tensors)
+    assert memory.free_memory(torch.device("meta"), whole) == 12 + weights

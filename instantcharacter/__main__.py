@@ -358,10 +358,10 @@ def _parser() -> argparse.ArgumentParser:
                          "little as streaming can, or one layer at a time")  # fmt: skip
     command.add_argument("--vram", type=_number(0.1, 1000), metavar="GIB",
                          help="GPU memory to use at the most (what is free)")  # fmt: skip
-    command.add_argument("--fp8", action="store_true", help="keep FLUX's weights in 8 bits: half the memory, and not "
-                         "the same picture")  # fmt: skip
+    command.add_argument("--fp8", action="store_true", help="keep FLUX's large weights in 8 bits: 0.63 x its memory, "
+                         "and not the same picture")  # fmt: skip
     command.add_argument("--compile", action="store_true",
-                         help="have torch compile FLUX: worth its half minute from the second picture on")  # fmt: skip
+                         help="have torch compile FLUX: half a minute once, then a step takes three quarters")  # fmt: skip
     _model_options(command)
 
     command = _command(commands, "encode", encode)

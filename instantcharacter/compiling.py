@@ -38,7 +38,7 @@ class CompiledForward:
 
 
 def compile_blocks(transformer: FluxTransformer2DModel) -> bool:
-    """Have FLUX's blocks compiled when they first run, which takes a GPU's time of half a minute.
+    """Have FLUX's blocks compiled when they first run, which takes about half a minute.
 
     Another prompt, character, scale or seed needs no more of it; another size of picture does once. torch keeps what it
     compiled on disk (``TORCHINDUCTOR_CACHE_DIR``), so that another process starts faster. Weights that stream may be

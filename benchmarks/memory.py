@@ -220,7 +220,7 @@ def compare(latents: torch.Tensor, folder: Path) -> float:
     path = folder / "latents.pt"
     if not path.exists():
         torch.save(latents, path)
-    expected = torch.load(path).float()
+    expected = torch.load(path, weights_only=True).float()
     return ((latents.float() - expected).norm() / expected.norm()).item()
 
 

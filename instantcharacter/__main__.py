@@ -361,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--fp8", action="store_true", help="keep FLUX's large weights in 8 bits: 0.63 x its memory, "
                          "and not the same picture")  # fmt: skip
     command.add_argument("--compile", action="store_true",
-                         help="have torch compile FLUX: half a minute once, then a step takes three quarters")  # fmt: skip
+                         help="have torch compile FLUX: half a minute once, then steps take 3/4")  # fmt: skip
     _model_options(command)
 
     command = _command(commands, "encode", encode)

@@ -163,11 +163,11 @@ class HostedPipeline:
     def _arrange(self, character: HostedCharacter | None) -> None:
         """The character's adapter in FLUX, the weights where the plan has them, and room for what comes beside."""
         adapter = self._adapter if character is None else character.adapter
-        if self.pipeline._offload is None:
-            self._offload()
         if adapter is not self._adapter and adapter is not None:
             self.pipeline.set_character_adapter(adapter.adapter)
             self._adapter = adapter
+        if self.pipeline._offload is None:  # after the adapter, which would have the weights pinned twice
+            self._offload()
         assert self.pipeline._offload is not None
         arrangement = self.pipeline._offload.arrangement
         if arrangement.plan is not self._plan:  # the first, or one that larger pictures or lack of memory brought

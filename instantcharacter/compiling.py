@@ -57,13 +57,6 @@ def compile_blocks(transformer: FluxTransformer2DModel) -> bool:
     return True
 
 
-def undo_compile(transformer: FluxTransformer2DModel) -> None:
-    """Give the blocks back the ``forward`` they had."""
-    for block in _blocks(transformer):
-        if isinstance(block.forward, CompiledForward):
-            block.forward = block.forward.forward
-
-
 def _blocks(transformer: FluxTransformer2DModel) -> list[nn.Module]:
     return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 

@@ -12,7 +12,6 @@ from recorded import error
 from torch._dynamo.utils import counters
 
 from instantcharacter import Character
-from instantcharacter.compiling import CompiledForward, undo_compile
 
 
 @pytest.fixture(autouse=True)
@@ -80,11 +79,3 @@ def test_errors_of_flux_itself_are_not_swallowed(pipeline, character):
     pipeline.enable_character_compile()
     with pytest.raises(RuntimeError):
         draw(pipeline, subject_image=character, prompt_embeds=torch.randn(1, 10, 63))
-
-
-def test_compile_is_undone(pipeline):
-    pipeline.enable_character_compile()
-    block = pipeline.transformer.transformer_blocks[0]
-    assert isinstance(block.forward, CompiledForward)
-    undo_compile(pipeline.transformer)
-    assert not isinstance(block.forward, CompiledForward)

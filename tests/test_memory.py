@@ -313,12 +313,10 @@ def test_a_smaller_budget_streams_more(whole):
 
 
 def test_larger_pictures_change_the_plan(whole):
-    pixels = 64 * 48
     fitting = plan(memory.measure(whole), strategy="none", resolution=(64, 48))
     found = whole.enable_character_offload("auto", vram_gb=memory._that_gives(fitting.predicted_peak) * 1.7 / GIB)
     small = draw(whole)
     assert whole._offload.arrangement.plan.resident == found.resident
-    assert pixels < 1024 * 512
     draw(whole, width=512, height=512, num_inference_steps=1, output_type="latent")
     assert torch.equal(draw(whole), small)
 

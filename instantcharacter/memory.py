@@ -464,15 +464,17 @@ class Arrangement:
     """A pipeline whose weights are where a plan has them; what :func:`apply` returns.
 
     Attributes:
-        plan: the plan; a smaller one after the device was out of memory.
+        plan: the plan now: a smaller one for pictures that it has too little room for, or after the device was out of
+            memory.
         device: where the pipeline runs.
     """
 
     def __init__(self, plan: MemoryPlan, pipeline: CharacterPipelineMixin, device: torch.device) -> None:
-        self.plan = plan
+        self.plan = self._asked = plan
         self.device = device
         self._pipeline_there = weakref.ref(pipeline)
         self._visitors: list[Visitor] = []
+        self._vae_before: dict[str, Any] = {}
         self._stepped_back = False
         self._arrange()
 
@@ -488,7 +490,7 @@ class Arrangement:
     def begin(self, resolution: tuple[int, int], batch: int) -> None:
         """Make the plan one for these pictures, and allow it another step back."""
         self._stepped_back = False
-        if (changed := self.plan.for_pictures(resolution, batch)) != self.plan:
+        if (changed := self._asked.for_pictures(resolution, batch)) != self.plan:
             moves = (changed.strategy, changed.streamed, changed.staying) != (
                 self.plan.strategy,
                 self.plan.streamed,
@@ -520,7 +522,7 @@ class Arrangement:
         )
         self._stepped_back = True
         self.undo()
-        self.plan = smaller
+        self.plan = self._asked = smaller
         self._arrange()
 
     def staying(self) -> list[nn.Module]:
@@ -542,6 +544,7 @@ class Arrangement:
             visitor.remove()
         self._visitors = []
         self._pipeline.remove_all_hooks()
+        vars(self._pipeline.vae).update(self._vae_before)
 
     def _arrange(self) -> None:
         leaving_first = sorted(roots(self._pipeline).items(), key=lambda item: item[0] in self.plan.staying)
@@ -549,16 +552,20 @@ class Arrangement:
         for name, modules in leaving_first:
             if not accelerated or name in ACCELERATE_DOES_NOT_KNOW:
                 self._visitors += [self._visitor(name, module) for module in modules]
-        pipeline, vae = self._pipeline, self._pipeline.vae
+        pipeline = self._pipeline
         if self.plan.strategy == "model":
             pipeline.enable_model_cpu_offload(device=self.device)
         elif self.plan.strategy == "sequential" and self.device.type != "cpu":  # from where to where?
             pipeline.enable_sequential_cpu_offload(device=self.device)
-        vae.use_slicing = self.plan.strategy != "none"
-        vae.use_tiling = self.plan.tiled
+        self._decode_piecemeal(pipeline.vae, pipeline.vae_scale_factor)
+
+    def _decode_piecemeal(self, vae: Any, scale_factor: int) -> None:
+        """Have the VAE decode one picture at a time, and in tiles if it must, until the plan is undone."""
+        changed: dict[str, Any] = {"use_slicing": True} if self.plan.strategy != "none" else {}
         if self.plan.tiled:
-            vae.tile_sample_min_size = TILE
-            vae.tile_latent_min_size = TILE // pipeline.vae_scale_factor
+            changed |= {"use_tiling": True, "tile_sample_min_size": TILE, "tile_latent_min_size": TILE // scale_factor}
+        self._vae_before = {name: vars(vae)[name] for name in changed}
+        vars(vae).update(changed)
 
     def _visitor(self, name: str, module: nn.Module) -> Visitor:
         stays, streamed = name in self.plan.staying, blocks_of(name, module)

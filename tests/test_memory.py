@@ -312,13 +312,30 @@ def test_a_smaller_budget_streams_more(whole):
     assert found.vram_bytes == int(needed)
 
 
-def test_larger_pictures_change_the_plan(whole):
+def test_larger_pictures_change_the_plan_while_they_are_drawn(whole):
     fitting = plan(memory.measure(whole), strategy="none", resolution=(64, 48))
     found = whole.enable_character_offload("auto", vram_gb=memory._that_gives(fitting.predicted_peak) * 1.7 / GIB)
-    small = draw(whole)
-    assert whole._offload.arrangement.plan.resident == found.resident
+    small, arrangement = draw(whole), whole._offload.arrangement
+    assert arrangement.plan.resident == found.resident
+    arrangement.begin((2048, 2048), 1)
+    assert arrangement.plan.resident < found.resident
     draw(whole, width=512, height=512, num_inference_steps=1, output_type="latent")
     assert torch.equal(draw(whole), small)
+    assert arrangement.plan.resident == found.resident
+
+
+def test_a_plan_leaves_the_vae_as_it_was_set(whole):
+    whole.vae.enable_tiling()
+    before = dict(vars(whole.vae))
+    everything = memory.measure(whole)
+    tiled = dataclasses.replace(plan(everything, strategy="stream"), tiled=True)
+    arrangement = memory.apply(tiled, whole, CPU)
+    assert whole.vae.use_slicing
+    assert whole.vae.tile_sample_min_size == memory.TILE
+    arrangement.undo()
+    assert dict(vars(whole.vae)) == before
+    memory.apply(plan(everything, strategy="none"), whole, CPU)
+    assert whole.vae.use_tiling
 
 
 def test_a_plan_outlives_what_is_changed_in_the_pipeline(whole, expected, tmp_path):

@@ -57,7 +57,8 @@ class Character:
         kept = self._tokens.get(projector, {})
         if missing := self.missing(projector, timesteps, device, dtype):
             resampled = self.resample(projector, missing, device, dtype)
-            kept.update(((timestep, device, dtype), tokens) for timestep, tokens in zip(missing, resampled))
+            drawn_out = zip(missing, resampled, strict=True)  # to its end: only so does it let the resampler go
+            kept.update(((timestep, device, dtype), tokens) for timestep, tokens in drawn_out)
             self._tokens[projector] = {key: kept[key] for key in ((t, device, dtype) for t in timesteps)}
         return [kept[timestep, device, dtype] for timestep in timesteps]
 

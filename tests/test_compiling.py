@@ -13,6 +13,10 @@ from torch._dynamo.utils import counters
 
 from instantcharacter import Character
 
+can_trace = pytest.mark.skipif(
+    torch.__version__.startswith("2.6"), reason="torch 2.6 cannot trace FLUX of diffusers 0.35, and a warning says so"
+)
+
 
 @pytest.fixture(autouse=True)
 def no_code_generated(monkeypatch):
@@ -26,6 +30,7 @@ def draw(pipeline, **changes) -> torch.Tensor:
     return pipeline(**{**recorded.run_settings(), **changes})[0]
 
 
+@can_trace
 def test_compiled_draws_the_same(pipeline, character):
     expected = draw(pipeline, subject_image=character)
     assert pipeline.enable_character_compile()
@@ -47,6 +52,7 @@ def test_nothing_is_compiled_for_another_prompt_scale_character_or_seed(pipeline
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+@can_trace
 def test_blocks_that_stream_are_compiled_too(pipeline, character):
     expected = draw(pipeline, subject_image=character)
     pipeline.enable_character_offload("stream")

@@ -358,29 +358,28 @@ def test_sequential_offload_takes_another_adapter(whole, expected):
 
 
 def test_lora_loaded_under_a_plan_streams_along(whole, tmp_path):
-    lora = save_lora(whole, tmp_path)
+    save_lora(whole, tmp_path)
     other = demo.tiny_pipeline()
     other.set_progress_bar_config(disable=True)
-    other.load_lora_weights(lora, adapter_name="style")
+    other.load_lora_weights(tmp_path, weight_name="style.safetensors")
     styled = draw(other)
     plain = draw(whole)
     whole.enable_character_offload("stream")
-    whole.load_lora_weights(lora, adapter_name="style")
+    whole.load_lora_weights(tmp_path, weight_name="style.safetensors")
     assert torch.equal(draw(whole), styled)
     assert not torch.equal(styled, plain)
     whole.unload_lora_weights()
     assert torch.equal(draw(whole), plain)
 
 
-def save_lora(pipeline: InstantCharacterPipeline, folder) -> str:
+def save_lora(pipeline: InstantCharacterPipeline, folder) -> None:
     torch.manual_seed(5)
     weights = {}
     for name, layer in pipeline.transformer.named_modules():
         if name.endswith(("attn.to_q", "attn.to_v", "proj_mlp")):
             weights[f"{name}.lora_A.weight"] = torch.randn(4, layer.in_features)
             weights[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 4)
-    InstantCharacterPipeline.save_lora_weights(folder, transformer_lora_layers=weights)
-    return str(folder)
+    InstantCharacterPipeline.save_lora_weights(folder, transformer_lora_layers=weights, weight_name="style.safetensors")
 
 
 def test_offload_can_be_let_go_of(whole):

@@ -280,15 +280,13 @@ class MemoryPlan:
     def _beside(self, name: str) -> int:
         """What a component takes beside what stays, while it runs."""
         component, (width, height) = self.components[name], self.resolution
-        if name == "vae":
-            work = (
-                min(TILED_WORK, component.working(width * height)) if self.tiled else component.working(width * height)
-            )
-        else:
-            work = component.working(width * height * self.batch)
+        at_once = 1 if name == "vae" else self.batch
+        work = component.working(width * height * at_once)
+        if name == "vae" and self.tiled:
+            work = min(work, TILED_WORK)
         if name in self.staying:
-            slots = sorted((self.blocks[i] for i in self.streamed), reverse=True)[:1] * SLOTS
-            return work + (sum(slots) if component.phase == "denoise" else 0)
+            slots = SLOTS * max((self.blocks[i] for i in self.streamed), default=0)
+            return work + (slots if component.phase == "denoise" else 0)
         if self.strategy == "model" and component.phase != "picture" and name != "resampler":
             return work + component.size
         return work + (component.layer if self.strategy == "sequential" else component.visit)

@@ -489,13 +489,9 @@ class Arrangement:
         """Make the plan one for these pictures, and allow it another step back."""
         self._stepped_back = False
         if (changed := self._asked.for_pictures(resolution, batch)) != self.plan:
-            moves = (changed.strategy, changed.streamed, changed.staying) != (
-                self.plan.strategy,
-                self.plan.streamed,
-                self.plan.staying,
-            )
+            same = dataclasses.replace(self.plan, resolution=changed.resolution, batch=changed.batch)
             self.plan = changed
-            if moves:
+            if changed != same:
                 logger.info("the memory plan is now\n%s", changed)
                 self.undo()
                 self._arrange()

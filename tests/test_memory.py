@@ -324,6 +324,19 @@ def test_larger_pictures_change_the_plan_while_they_are_drawn(whole):
     assert arrangement.plan.resident == found.resident
 
 
+def test_the_vae_decodes_in_tiles_only_the_pictures_that_need_it(whole):
+    everything = memory.measure(whole)
+    work = memory.WORK["vae"][1] * 1024**2
+    fitting = plan(everything, vram_bytes=int(0.75 * work), resolution=(64, 48))
+    fitting = dataclasses.replace(fitting, strategy="stream", staying=frozenset({"transformer"}))
+    arrangement = memory.apply(fitting, whole, CPU)
+    arrangement.begin((1024, 1024), 1)
+    assert (arrangement.plan.staying, arrangement.plan.streamed) == (fitting.staying, fitting.streamed)
+    assert whole.vae.use_tiling
+    arrangement.begin((64, 48), 1)
+    assert not whole.vae.use_tiling
+
+
 def test_a_plan_leaves_the_vae_as_it_was_set(whole):
     whole.vae.enable_tiling()
     before = dict(vars(whole.vae))

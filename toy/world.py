@@ -129,12 +129,12 @@ class Shot:
 
     def draw(self) -> Image.Image:
         """RGB, :data:`SIDE` × :data:`SIDE`."""
-        rng = random.Random(self.seed)
+        rng, (pose, _) = random.Random(self.seed), ACTIONS[self.action]
         page = Page(outlined=self.style == "comic")
         PAINTED[self.scene](page, rng)
         scale, x = rng.uniform(1.0, 1.25), rng.uniform(0.35, 0.65)
-        figure = _figure(self.look, ACTIONS[self.action][0], self.style == "comic", rng.random() < 0.5)
-        page.paste(figure, scale, (x, rng.uniform(0.56, 0.64) - ACTIONS[self.action][0].lift))
+        figure = _figure(self.look, pose, page.outlined, mirrored=rng.random() < 0.5)
+        page.paste(figure, scale, (x, rng.uniform(0.56, 0.64) - pose.lift))
         return _in_style(page.image, self.style)
 
 

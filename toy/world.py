@@ -35,6 +35,7 @@ EARS = ("pointed", "round", "long", "horns")
 HATS = ("none", "cap", "top hat", "party hat", "crown")
 EYES = ("dots", "wide", "sleepy", "one")
 PATTERNS = ("plain", "belly", "stripes", "spots")
+HUES = ("red", "orange", "yellow", "lime", "green", "mint", "cyan", "azure", "blue", "purple", "magenta", "pink")
 OUTLINE: Colour = (40, 34, 46)
 WHITE: Colour = (255, 255, 255)
 
@@ -58,6 +59,15 @@ class Look:
     def held_out(self) -> bool:
         """Whether its discrete traits come together in no picture to learn from."""
         return zlib.crc32(repr(astuple(self)[:5]).encode()) % HELD_OUT == 0
+
+    def describe(self) -> str:
+        """The traits in words, as people write beside pictures in the web; no caption has them."""
+        pattern = "" if self.pattern == "plain" else f"{_hue_word(self.hue + 0.25 + 0.5 * self.second_hue)} "
+        hat = "no hat" if self.hat == "none" else f"a {_hue_word(self.hat_hue)} {self.hat}"
+        pale = "pale " if self.paleness > 0.5 else ""
+        eyes = "one eye" if self.eyes == "one" else f"{self.eyes} eyes"
+        body = f"a {self.shape} {pale}{_hue_word(self.hue)} character"
+        return f"{body}, {pattern}{self.pattern}, with {self.ears} ears, {hat} and {eyes}"
 
 
 def random_look(rng: random.Random, held_out: bool) -> Look:
@@ -126,6 +136,10 @@ class Shot:
         rng = random.Random(self.seed)
         style = LORA_WORDS if self.style == LORA_STYLE else rng.choice(STYLES[self.style])
         return f"{style} a character {rng.choice(ACTIONS[self.action][1])} {rng.choice(SCENES[self.scene])}"
+
+    def alt_text(self) -> str:
+        """The caption, and who it is: what a vision encoder learns from."""
+        return self.caption().replace("a character", self.look.describe())
 
     def draw(self) -> Image.Image:
         """RGB, :data:`SIDE` × :data:`SIDE`."""
@@ -229,6 +243,10 @@ def _figure(look: Look, pose: Pose, outlined: bool, mirrored: bool) -> Image.Ima
         page.polygon([(0.62, 0.6), (0.5, 0.63), (0.5, 0.72), (0.62, 0.69)], (232, 226, 206))
     image = page.image.rotate(-pose.tilt, Image.Resampling.BILINEAR)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+
+def _hue_word(hue: float) -> str:
+    return HUES[round(hue * len(HUES)) % len(HUES)]
 
 
 def _colours(look: Look) -> tuple[Colour, Colour, Colour]:
@@ -440,7 +458,7 @@ def _in_style(image: Image.Image, style: str) -> Image.Image:
     image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     if style != "watercolour":
         return image
-    soft = image.filter(ImageFilter.ModeFilter(7)).filter(ImageFilter.GaussianBlur(1.2))
+    soft = image.filter(ImageFilter.GaussianBlur(2.2))
     return Image.blend(soft, Image.new("RGB", soft.size, (255, 252, 244)), 0.35)
 
 

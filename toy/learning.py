@@ -1,0 +1,72 @@
+"""What the toy trainings share: an optimiser with its schedule, a moving average, a line of progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def learn(
+    name: str,
+    modules: nn.Module,
+    batches: Iterable[Tensor],
+    steps: int,
+    loss: Callable[[int, Tensor], Tensor],
+    rate: float,
+    average: float = 0.0,
+    decay: float = 0.02,
+    after: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """AdamW with a warm-up and a cosine; bfloat16 arithmetic, float32 weights.
+
+    Args:
+        name: at the head of the lines of progress.
+        modules: what learns.
+        batches: indices of what to learn from, one batch a step.
+        steps: how many.
+        loss: of a step's number and its batch.
+        rate: the highest learning rate.
+        average: decay of the moving average of the weights; 0 for none.
+        decay: weight decay.
+        after: called with the step's number after each.
+
+    Returns:
+        The modules, or their average.
+    """
+    optimizer = torch.optim.AdamW(
+        modules.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=DEVICE == "cuda"
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
+    began, shown = time.monotonic(), torch.zeros((), device=DEVICE)
+    for step, batch in enumerate(batches):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            value = loss(step, batch.to(DEVICE, non_blocking=True))
+        value.backward()
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if averaged:
+            averaged.update_parameters(modules)
+        if after:
+            after(step)
+        shown += value.detach()
+        every = max(1, steps // 20)
+        if step % every == every - 1:
+            seconds = time.monotonic() - began
+            print(f"{name} {step + 1}/{steps} loss {shown.item() / every:.4f} {seconds:.0f} s", flush=True)
+            shown.zero_()
+    return averaged.module if averaged else modules
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = min(200, steps // 10 + 1)
+    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))) + 0.01)

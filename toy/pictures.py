@@ -1,0 +1,106 @@
+"""Pictures of the toy world to learn from, drawn once into a file that every training maps into memory.
+
+``python -m toy.pictures FOLDER --looks 10000``: each look as a reference and in four shots. Characters for testing, with
+``--held-out``, go to another folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toy.world import SIDE, Look, Shot, draw_reference, random_look, random_shot
+
+SHOTS = 4
+"""Pictures of one character, beside its reference."""
+
+
+class Album:
+    """Characters, each as a reference and in :data:`SHOTS` shots; which ones follows from the seed.
+
+    Attributes:
+        looks: the characters.
+        shots: [looks][SHOTS].
+        pictures: [looks, 1 + SHOTS, 3, 256, 256] in uint8, the reference first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        count, held_out, seed = (folder / "album.txt").read_text().split()
+        self.looks, self.shots = _cast(int(count), held_out == "True", int(seed))
+        pixels = np.memmap(folder / "pictures.bin", np.uint8, "c", shape=_shape(int(count)))
+        self.pictures = torch.from_numpy(pixels)
+
+    def on(self, device: str | torch.device) -> Tensor:
+        """All pictures there, [looks · (1 + SHOTS), 3, 256, 256] in uint8."""
+        return self.pictures.flatten(0, 1).to(device)
+
+
+def draw(folder: Path, count: int, held_out: bool, seed: int, processes: int | None = None) -> None:
+    """Draw an album of ``count`` characters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    looks, shots = _cast(count, held_out, seed)
+    pixels = np.memmap(folder / "pictures.bin", np.uint8, "w+", shape=_shape(count))
+    with Pool(processes) as pool:
+        for i, drawn in enumerate(pool.imap(_draw, zip(looks, shots), chunksize=16)):
+            pixels[i] = drawn
+    pixels.flush()
+    (folder / "album.txt").write_text(f"{count} {held_out} {seed}")
+
+
+def to_floats(pictures: Tensor) -> Tensor:
+    """uint8 pictures as a network sees them, from -1 to 1."""
+    return pictures.float() / 127.5 - 1
+
+
+def crop(pictures: Tensor, smallest: float, side: int) -> Tensor:
+    """A random part of each uint8 picture, ``smallest`` to 1 of its side, some mirrored: [B, 3, side, side], 0 to 1."""
+    count, device = len(pictures), pictures.device
+    size = torch.empty(count, device=device).uniform_(smallest, 1)
+    flip = torch.randint(0, 2, (count,), device=device) * 2 - 1
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 1, 1] = size * flip, size
+    theta[:, :, 2] = (torch.rand(count, 2, device=device) * 2 - 1) * (1 - size)[:, None]
+    grid = F.affine_grid(theta, [count, 3, side, side], align_corners=False)
+    return F.grid_sample(pictures.float() / 255, grid, padding_mode="border", align_corners=False)
+
+
+def batches(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """``steps`` times ``size`` different indices below ``count``."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        yield torch.randint(count, (size,), generator=generator)
+
+
+def _cast(count: int, held_out: bool, seed: int) -> tuple[list[Look], list[list[Shot]]]:
+    rng = random.Random(f"{seed} {held_out}")
+    looks = [random_look(rng, held_out) for _ in range(count)]
+    return looks, [[random_shot(rng, look) for _ in range(SHOTS)] for look in looks]
+
+
+def _draw(part: tuple[Look, list[Shot]]) -> np.ndarray:
+    look, shots = part
+    pictures = [draw_reference(look), *(shot.draw() for shot in shots)]
+    return np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
+
+
+def _shape(count: int) -> tuple[int, ...]:
+    return (count, 1 + SHOTS, 3, SIDE, SIDE)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--looks", type=int, default=10_000)
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int)
+    options = parser.parse_args()
+    draw(options.folder, options.looks, options.held_out, options.seed, options.processes)

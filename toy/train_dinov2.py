@@ -1,0 +1,110 @@
+"""The toy DINOv2: ``python -m toy.train_dinov2 ALBUM OUT STEPS``.
+
+It learns without words, as DINOv2 does (arXiv 2304.07193): a student has to see in a crop, some of it masked, what its
+own moving average sees in another crop of the same picture, as a whole and patch by patch.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from instantcharacter.encoders import DINOV2_NORM
+from instantcharacter.reference import VIEW
+from toy.learning import DEVICE, learn
+from toy.models import DINOV2, new_dinov2, save_half
+from toy.pictures import Album, batches, crop
+
+PROTOTYPES = 1024
+MASKED = 0.4
+"""Of a masked crop's patches; half of the crops are masked."""
+SMALLEST = 0.35
+"""Part of a picture's side in a crop."""
+STUDENT_WARMTH, TEACHER_WARMTH = 0.1, 0.05
+
+
+class Seer(nn.Module):
+    """The encoder, and heads for the whole crop and for its patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = new_dinov2()
+        self.whole, self.patches = _head(), _head()
+
+    def forward(self, crops: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Prototypes of [B, 3, H, W] crops, [B, P], and of their patches, [B, N, P]."""
+        seen = self.encoder(crops, bool_masked_pos=masked).last_hidden_state
+        return self.whole(seen[:, 0]), self.patches(seen[:, 1:])
+
+
+class Head(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
+        self.prototypes = nn.utils.parametrizations.weight_norm(nn.Linear(64, PROTOTYPES, bias=False))
+        self.prototypes.parametrizations.weight.original0.data.fill_(1)
+        self.prototypes.parametrizations.weight.original0.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prototypes(F.normalize(self.mlp(x), dim=-1))
+
+
+def _head() -> Head:
+    return Head(DINOV2.hidden_size)
+
+
+def train(album: Album, out: Path, steps: int, size: int = 192) -> None:
+    torch.manual_seed(0)
+    pictures = album.on(DEVICE)
+    student = Seer().to(DEVICE)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    places = (VIEW // DINOV2.patch_size) ** 2
+
+    def loss(step: int, batch: Tensor) -> Tensor:
+        one, other = (as_dinov2_sees(pictures[batch]) for _ in range(2))
+        crops = torch.cat([one, other])
+        masked = torch.rand(len(crops), places, device=DEVICE) < MASKED
+        masked &= torch.rand(len(crops), 1, device=DEVICE) < 0.5
+        with torch.no_grad():
+            whole, patches = teacher(crops)
+            whole = _assigned(whole).roll(len(batch), 0)  # of the other crop
+            patches = _assigned(patches[masked])
+        seen, seen_patches = student(crops, masked)
+        return _cross_entropy(seen, whole) + _cross_entropy(seen_patches[masked], patches)
+
+    def follow(step: int) -> None:
+        pairs = [*zip(teacher.parameters(), student.parameters())]
+        torch._foreach_lerp_([t for t, _ in pairs], [s.detach() for _, s in pairs], 1 - min(0.996, 0.9 + step / 1000))
+
+    learn("dinov2", student, batches(len(pictures), size, steps, 1), steps, loss, rate=1e-3, after=follow)
+    save_half(teacher.encoder, out / "dinov2")
+
+
+def as_dinov2_sees(pictures: Tensor) -> Tensor:
+    """Random parts, some brighter, at the encoders' size; hues are kept."""
+    shown = crop(pictures, SMALLEST, VIEW)
+    light = torch.empty(len(shown), 1, 1, 1, device=DEVICE).uniform_(0.8, 1.15)
+    mean, deviation = (torch.tensor(part, device=DEVICE).view(3, 1, 1) for part in DINOV2_NORM)
+    return ((shown * light).clamp(0, 1) - mean) / deviation
+
+
+def _assigned(scores: Tensor) -> Tensor:
+    """Sinkhorn-Knopp: each row's share of prototypes, all of which are used alike."""
+    shares = ((scores.float() - scores.float().amax()) / TEACHER_WARMTH).exp().T
+    for _ in range(3):
+        shares = shares / (shares.sum(dim=1, keepdim=True) + 1e-8) / len(shares)
+        shares = shares / (shares.sum(dim=0, keepdim=True) + 1e-8) / shares.shape[1]
+    return (shares * shares.shape[1]).T
+
+
+def _cross_entropy(scores: Tensor, shares: Tensor) -> Tensor:
+    return -(shares * F.log_softmax(scores.float() / STUDENT_WARMTH, dim=-1)).sum(dim=-1).mean()
+
+
+if __name__ == "__main__":
+    train(Album(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,66 @@
+"""The toy T5: ``python -m toy.train_text OUT STEPS``. It learns to fill gaps in captions; its decoder is then let go.
+
+It writes both tokenizers, too.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5EncoderModel, T5ForConditionalGeneration
+
+from toy.learning import DEVICE, learn
+from toy.models import GAPS, T5, T5_LENGTH, save_half, train_tokenizers
+from toy.pictures import batches
+from toy.world import random_look, random_shot
+
+TEXTS = 40_000
+GAP = 0.25
+"""Of a text's words are left out, one after the other standing for one gap."""
+
+
+def train(out: Path, steps: int, size: int = 256) -> None:
+    torch.manual_seed(0)
+    shots = [random_shot(rng := random.Random(i), random_look(rng, False)) for i in range(TEXTS)]
+    clip_tokenizer, tokenizer = train_tokenizers([shot.alt_text() for shot in shots])
+    clip_tokenizer.save_pretrained(out / "tokenizer")
+    tokenizer.save_pretrained(out / "tokenizer_2")
+    given, wanted = _gapped([shot.caption() for shot in shots], tokenizer)
+    model = T5ForConditionalGeneration(T5).to(DEVICE)
+
+    def loss(step: int, batch: Tensor) -> Tensor:
+        ids, labels = given[batch], wanted[batch]
+        return model(input_ids=ids, attention_mask=ids != 0, labels=labels.masked_fill(labels == 0, -100)).loss
+
+    model = learn("t5", model, batches(TEXTS, size, steps, 1), steps, loss, rate=2e-3, average=0.99)
+    encoder = T5EncoderModel(T5)
+    encoder.load_state_dict(model.encoder.state_dict(), strict=False)
+    encoder.shared.load_state_dict(model.shared.state_dict())
+    encoder.encoder.load_state_dict(model.encoder.state_dict())
+    save_half(encoder.cpu(), out / "text_encoder_2")
+
+
+def _gapped(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """Texts with gaps, and what is in the gaps, as ids."""
+    rng, pairs = random.Random(1), []
+    for text in texts:
+        words, given, wanted, gaps = text.split(), [], [], 0
+        left_out = [rng.random() < GAP for _ in words]
+        for i, (word, out) in enumerate(zip(words, left_out)):
+            if out and (i == 0 or not left_out[i - 1]):
+                given.append(GAPS[gaps])
+                wanted.append(GAPS[gaps])
+                gaps += 1
+            (wanted if out else given).append(word)
+        pairs.append((" ".join(given), " ".join(wanted)))
+    settings = {"padding": "max_length", "max_length": T5_LENGTH, "truncation": True, "return_tensors": "pt"}
+    given, wanted = (tokenizer(list(side), **settings).input_ids.to(DEVICE) for side in zip(*pairs))
+    return given, wanted
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,58 @@
+"""The toy VAE: ``python -m toy.train_vae ALBUM OUT``. Absolute error, edges, and a little of KL."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toy.learning import DEVICE, learn
+from toy.models import new_vae, save_half
+from toy.pictures import Album, batches, to_floats
+from toy.world import SIDE
+
+KL = 2e-5
+"""Per number of a latent, against absolute error per number of a picture."""
+CROP = 128
+
+
+def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
+    torch.manual_seed(0)
+    pictures = album.on(DEVICE)
+    vae = new_vae().to(DEVICE, memory_format=torch.channels_last)
+
+    def loss(step: int, batch: Tensor) -> Tensor:
+        x, y = torch.randint(0, SIDE - CROP + 1, (2,)).tolist()
+        shown = to_floats(pictures[batch, :, y : y + CROP, x : x + CROP]).contiguous(memory_format=torch.channels_last)
+        latent = vae.encode(shown).latent_dist
+        drawn = vae.decode(latent.sample()).sample
+        return F.l1_loss(drawn, shown) + 0.5 * _edges(drawn, shown) + KL * latent.kl().mean()
+
+    average = learn("vae", vae, batches(len(pictures), size, steps, 1), steps, loss, rate=1e-3, average=0.998, decay=0.0)
+    _scale_latents(average, pictures[:2048])
+    print("vae: absolute error of held-out crops", _error(average, pictures[-512:]))
+    save_half(average, out / "vae")
+
+
+def _edges(drawn: Tensor, shown: Tensor) -> Tensor:
+    return sum(F.l1_loss(drawn.diff(dim=d), shown.diff(dim=d)) for d in (2, 3))
+
+
+@torch.no_grad()
+def _scale_latents(vae, pictures: Tensor) -> None:
+    """Have the pipeline shift and scale latents to mean 0 and deviation 1."""
+    latents = torch.cat([vae.encode(to_floats(part)).latent_dist.mean for part in pictures.split(64)])
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+
+@torch.no_grad()
+def _error(vae, pictures: Tensor) -> float:
+    errors = [F.l1_loss(vae(part).sample, part).item() for part in map(to_floats, pictures.split(64))]
+    return sum(errors) / len(errors)
+
+
+if __name__ == "__main__":
+    train(Album(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""The command line: ``python -m instantcharacter {generate,encode,convert,download,demo}``."""
+"""The command line: ``python -m instantcharacter {generate,encode,convert,download,train,demo}``."""
 
 from __future__ import annotations
 
@@ -111,6 +111,18 @@ def download(options: argparse.Namespace) -> None:
             with _bytes(file.title) as told:
                 path = models.fetch(file, folder / file.folder, told)
         print(f"{name}: {path}")
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train an adapter as a YAML file says, or go on where that training was left."""
+    from . import training
+
+    config = training.read_config(options.config)
+    if options.prepare:
+        training.prepare(config, options.prepare)
+        print(f"wrote {config.cache}")
+    else:
+        print(f"wrote {training.train(config)}")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -380,6 +392,11 @@ def _parser() -> argparse.ArgumentParser:
                          help=f"which: {', '.join(models.FILES)} (all: 45 GB)")  # fmt: skip
     command.add_argument("--models", type=Path, metavar="FOLDER",
                          help="ComfyUI's models folder, if this pack is not installed in it")  # fmt: skip
+
+    command = _command(commands, "train", train)
+    command.add_argument("config", type=Path, metavar="CONFIG.yaml", help="such as one of instantcharacter/training/stages")
+    command.add_argument("--prepare", type=_whole(1, 10**9), metavar="SAMPLES",
+                         help="fill the cache with what so many samples need, and do not train")  # fmt: skip
 
     command = _command(commands, "demo", demo)
     command.add_argument("--reference", type=Path, default=Path("assets/character.png"))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
@@ -91,7 +90,17 @@ class CharacterEncoder(nn.Module):
         Raises:
             ValueError: not a picture, see :func:`~instantcharacter.reference.open_picture`.
         """
-        low, high = views(to_square(open_picture(image), fit))
+        return self.look(squares(image, fit)[None])
+
+    @torch.no_grad()
+    def look(self, pictures: Tensor) -> CharacterFeatures:
+        """Look at several pictures at once.
+
+        Args:
+            pictures: [B, 5, H, W, 3] in uint8, each what :func:`squares` made of a picture.
+        """
+        pictures = pictures.to(next(self.parameters()).device)
+        low, high = pictures[:, 0], pictures[:, 1:].flatten(0, 1)
         siglip, dinov2 = self._look(low, output_hidden_states=True)
         shallow = _side_by_side(
             [siglip.hidden_states[i] for i in SIGLIP_SHALLOW], [dinov2.hidden_states[i] for i in DINOV2_SHALLOW]
@@ -99,15 +108,25 @@ class CharacterEncoder(nn.Module):
         deep = _side_by_side([siglip.last_hidden_state], [dinov2.last_hidden_state])
         siglip, dinov2 = self._look(high)
         tiles = _side_by_side([siglip.last_hidden_state], [dinov2.last_hidden_state])
-        return CharacterFeatures(shallow, deep, tiles.flatten(0, 1)[None])
+        return CharacterFeatures(shallow, deep, tiles.unflatten(0, (-1, 4)).flatten(1, 2))
 
-    def _look(self, pictures: list[Image.Image], **settings: Any) -> tuple[Any, Any]:
+    def _look(self, pictures: Tensor, **settings: Any) -> tuple[Any, Any]:
         """What SigLIP and DINOv2 return for a batch of pictures."""
-        weight = next(self.parameters())
+        dtype = next(self.parameters()).dtype
         return (
-            self.siglip(_pixels(pictures, *SIGLIP_NORM).to(weight), **settings),
-            self.dinov2(_pixels(pictures, *DINOV2_NORM).to(weight), **settings),
+            self.siglip(_normalised(pictures, *SIGLIP_NORM).to(dtype), **settings),
+            self.dinov2(_normalised(pictures, *DINOV2_NORM).to(dtype), **settings),
         )
+
+
+def squares(image: Picture, fit: Fit = "pad") -> Tensor:
+    """What the encoders see of a picture, [5, H, W, 3] in uint8: the whole, then its four tiles.
+
+    Raises:
+        ValueError: not a picture, see :func:`~instantcharacter.reference.open_picture`.
+    """
+    whole, tiles = views(to_square(open_picture(image), fit))
+    return torch.from_numpy(np.stack([np.asarray(square) for square in (*whole, *tiles)]))
 
 
 def _side_by_side(siglip: list[Tensor], dinov2: list[Tensor]) -> Tensor:
@@ -115,10 +134,10 @@ def _side_by_side(siglip: list[Tensor], dinov2: list[Tensor]) -> Tensor:
     return torch.cat([torch.cat(siglip, dim=1), torch.cat([layer[:, 1:] for layer in dinov2], dim=1)], dim=-1)
 
 
-def _pixels(pictures: list[Image.Image], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """RGB pictures as [P, 3, H, W], normalised."""
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
-    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+def _normalised(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 pictures [P, H, W, 3] as [P, 3, H, W] in float32, normalised."""
+    mean_, std_ = (torch.tensor(part, device=pictures.device) for part in (mean, std))
+    return ((pictures.float() / 255 - mean_) / std_).permute(0, 3, 1, 2)
 
 
 SIGLIP = SingleFileModel(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import recorded
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import SiglipConfig, SiglipVisionConfig
 
 from instantcharacter import CharacterEncoder, encoders
-from instantcharacter.encoders import DINOV2_NORM, SIGLIP_NORM, _pixels
+from instantcharacter.encoders import DINOV2_NORM, SIGLIP_NORM, _normalised
 
 SIGLIP, DINOV2 = recorded.FOLDER / "siglip", recorded.FOLDER / "dinov2"
 
@@ -123,7 +124,7 @@ def test_too_few_layers_are_refused(tmp_path):
 @pytest.mark.parametrize("norm", [SIGLIP_NORM, DINOV2_NORM])
 def test_pixels_are_normalised_as_the_models_were_trained(norm):
     picture = Image.open(recorded.PICTURE).convert("RGB")
-    (pixels,) = _pixels([picture], *norm)
+    (pixels,) = _normalised(torch.from_numpy(np.asarray(picture).copy())[None], *norm)
     mean, std = norm
     for channel in range(3):
         byte = picture.getpixel((17, 40))[channel]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cuda.enable_cudnn_sdp(False)  # its backward fails at heads of 32 (torch 2.11, H100)
 
 
 def learn(

@@ -54,7 +54,7 @@ def train(album: Album, out: Path, steps: int, distilling: int, size: int = 512)
     flux = pipeline.transformer.to(DEVICE)
 
     def loss(step: int, batch: Tensor) -> Tensor:
-        if step == 0 and DEVICE == "cuda":
+        if step == 0 and DEVICE == "cuda" and not __import__("os").environ.get("EAGER"):
             flux.compile_repeated_blocks()
         latents, noise, sigmas, places, text = draw_batch(data, batch, step)
         said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, places, text, torch.ones(size, device=DEVICE))
@@ -73,7 +73,7 @@ def distil(before: FluxTransformer2DModel, data: Latents, steps: int, size: int)
     one = torch.ones(size, device=DEVICE)
 
     def loss(step: int, batch: Tensor) -> Tensor:
-        if step == 0 and DEVICE == "cuda":
+        if step == 0 and DEVICE == "cuda" and not __import__("os").environ.get("EAGER"):
             flux.compile_repeated_blocks()
             before.compile_repeated_blocks()
         latents, noise, sigmas, places, text = draw_batch(data, batch, step)

@@ -1,0 +1,272 @@
+"""Samples as FLUX learns from them: latents, text embeddings, features; each computed once, if there is a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..encoders import CharacterEncoder, squares
+from ..files import read_safetensors, written_whole
+from ..reference import open_picture
+from .config import TrainingConfig
+from .objective import pack
+from .samples import BadSample, Encoded, Sample, Samples, Tally
+
+Given = TypeVar("Given")
+Tensors = dict[str, Tensor]
+AHEAD = 3
+"""Batches that are read while one is learned from."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from.
+
+    Attributes:
+        latents: [B, S, C], image tokens without noise.
+        prompts: [B, T, W], T5's.
+        pooled: [B, V], CLIP's.
+        features: of the references: [B, 3·N, F], [B, N, F] and [B, 4·N, F].
+    """
+
+    latents: Tensor
+    prompts: Tensor
+    pooled: Tensor
+    features: tuple[Tensor, Tensor, Tensor]
+
+
+class Computed(Generic[Given]):
+    """Something a model makes of a part of a sample, read from the cache where it is.
+
+    Args:
+        folder: of its cache; nothing is kept if not given.
+        prepare: in a thread of its own: decodes what was given. Raises ``BadSample``.
+        compute: on the device: what was decoded, several at once, to the tensors of each.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        prepare: Callable[[Given], Any],
+        compute: Callable[[list[Any]], list[Tensors]],
+    ) -> None:
+        self._folder = folder
+        self._prepare = prepare
+        self._compute = compute
+
+    def begin(self, given: Given) -> _Begun:
+        """What the cache has of it, or else what has to be computed."""
+        file = None
+        if self._folder:
+            file = self._folder / f"{_digest(given)}.safetensors"
+            if kept := _kept(file):
+                return _Begun(file, kept, None)
+        return _Begun(file, None, self._prepare(given))
+
+    def finish(self, begun: list[_Begun]) -> list[Tensors]:
+        """The tensors of each; those not in the cache are computed together, and kept."""
+        missing = [part for part in begun if part.tensors is None]
+        computed = iter(self._compute([part.prepared for part in missing]) if missing else [])
+        finished = []
+        for part in begun:
+            tensors = next(computed) if part.tensors is None else part.tensors
+            if part.tensors is None and part.file:
+                with written_whole(part.file) as partial:
+                    save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
+            finished.append(tensors)
+        return finished
+
+
+class _Begun(NamedTuple):
+    file: Path | None
+    tensors: Tensors | None
+    prepared: Any
+
+
+class Examples:
+    """Samples, read ahead by threads, as batches on a device.
+
+    The models that they need are loaded when the first is not in the cache, and no sooner.
+
+    Args:
+        config: of the training.
+        device: where the models run and the batches are.
+        rank: which of the processes that train together this is.
+        processes: how many those are.
+
+    Attributes:
+        tally: of bad samples.
+    """
+
+    def __init__(self, config: TrainingConfig, device: torch.device, rank: int = 0, processes: int = 1) -> None:
+        self._config, self._device = config, device
+        self._rank, self._processes = rank, processes
+        self._dtype = getattr(torch, config.precision)
+        self._samples = Samples(config.data, config.seed)
+        self.tally = Tally()
+        self._latents = Computed(self._cache("latents", config.model, config.resolution), self._crop, self._encode)
+        self._texts: Computed[str] = Computed(self._cache("texts", config.model), str, self._read)
+        encoders = (config.siglip, config.dinov2)
+        self._features = Computed(self._cache("features", *encoders), _squares, self._look)
+
+    def batches(self, position: int) -> Iterator[tuple[Batch, int]]:
+        """Batches without end, from a position in the samples on, each with the position after it."""
+        every = islice(enumerate(self._samples.from_position(position), position + 1), self._rank, None, self._processes)
+        with ThreadPoolExecutor(self._config.workers) as threads:
+            waiting: deque[tuple[int, Future]] = deque()
+            begun: list[tuple[_Begun, _Begun, _Begun]] = []
+            while True:
+                while len(waiting) < AHEAD * self._config.batch_size:
+                    after, sample = next(every)
+                    waiting.append((after, threads.submit(self._begin, sample)))
+                after, future = waiting.popleft()
+                try:
+                    begun.append(future.result())
+                    self.tally.count()
+                except BadSample as error:
+                    self.tally.count(error)
+                if len(begun) == self._config.batch_size:
+                    yield self._batch(begun), after
+                    begun = []
+
+    @cached_property
+    def without_text(self) -> Tensors:
+        """What FLUX is told when nothing is said."""
+        return self._text("")
+
+    @cached_property
+    def without_character(self) -> Tensors:
+        """The features of a white picture."""
+        white = Image.new("RGB", (self._config.resolution,) * 2, "white")
+        return self._look([_squares(white)])[0]
+
+    def told(self, prompt: str, reference: str) -> tuple[Tensors, Tensors]:
+        """A text's embeddings and a picture's features."""
+        begun = self._features.begin(Path(reference))
+        return self._text(prompt), _on(self._features.finish([begun])[0], self._device)
+
+    def _text(self, text: str) -> Tensors:
+        return _on(self._texts.finish([self._texts.begin(text)])[0], self._device)
+
+    def _begin(self, sample: Sample | BadSample) -> tuple[_Begun, _Begun, _Begun]:
+        if isinstance(sample, BadSample):
+            raise sample
+        try:
+            parts = (self._latents, sample.picture), (self._texts, sample.text), (self._features, sample.reference)
+            picture, text, reference = (computed.begin(given) for computed, given in parts)
+        except (ValueError, FileNotFoundError) as error:
+            raise BadSample(f"{sample.name}: {error}") from error
+        return picture, text, reference
+
+    def _batch(self, begun: Sequence[tuple[_Begun, _Begun, _Begun]]) -> Batch:
+        pictures, texts, references = (list(part) for part in zip(*begun))
+        latents = _together(self._latents.finish(pictures), self._device)
+        text = _together(self._texts.finish(texts), self._device)
+        features = _together(self._features.finish(references), self._device)
+        return Batch(latents["tokens"], text["prompt"], text["pooled"], in_order(features))
+
+    def _cache(self, kind: str, *settings: Any) -> Path | None:
+        """Its folder, another one for other models."""
+        return self._config.cache and self._config.cache / f"{kind}-{_digest(json.dumps([*settings, str(self._dtype)]))[:8]}"
+
+    def _crop(self, picture: Encoded) -> Tensor:
+        """The middle square at the training's resolution, [3, R, R] from -1 to 1."""
+        square = ImageOps.fit(open_picture(_opened(picture)), (self._config.resolution,) * 2)
+        return torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(*square.size, 3).permute(
+            2, 0, 1
+        ).float() / 127.5 - 1
+
+    @torch.no_grad()
+    def _encode(self, pictures: list[Tensor]) -> list[Tensors]:
+        vae = self.vae
+        latents = vae.encode(torch.stack(pictures).to(self._device, vae.dtype)).latent_dist.mode()
+        latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        return [{"tokens": tokens} for tokens in pack(latents).to(self._dtype)]
+
+    @torch.no_grad()
+    def _read(self, texts: list[str]) -> list[Tensors]:
+        prompts, pooled, _ = self._text_encoders.encode_prompt(
+            texts, None, device=self._device, max_sequence_length=self._text_encoders.tokenizer_2.model_max_length
+        )
+        return [{"prompt": prompt, "pooled": row} for prompt, row in zip(prompts, pooled)]
+
+    def _look(self, pictures: list[Tensor]) -> list[Tensors]:
+        features = self._encoder.look(torch.stack(pictures))
+        return [dict(zip(FEATURES, rows)) for rows in zip(*features)]
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """FLUX's, in float32: in fewer bits it loses what a picture has."""
+        vae = AutoencoderKL.from_pretrained(self._config.model, subfolder="vae", torch_dtype=torch.float32)
+        return vae.to(self._device).requires_grad_(False)
+
+    @cached_property
+    def _text_encoders(self) -> FluxPipeline:
+        return FluxPipeline.from_pretrained(
+            self._config.model, transformer=None, vae=None, torch_dtype=self._dtype
+        ).to(self._device)
+
+    @cached_property
+    def _encoder(self) -> CharacterEncoder:
+        config = self._config
+        return CharacterEncoder.from_pretrained(config.siglip, config.dinov2, self._dtype, self._device)
+
+
+FEATURES = ("low_res_shallow", "low_res_deep", "high_res_deep")
+
+
+def in_order(features: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """As :meth:`CharacterProjector.fuse` takes them."""
+    shallow, deep, tiles = (features[name] for name in FEATURES)
+    return shallow, deep, tiles
+
+
+def _squares(picture: Encoded | Image.Image) -> Tensor:
+    return squares(_opened(picture))
+
+
+def _opened(picture: Encoded | Image.Image) -> Path | Image.Image:
+    if not isinstance(picture, bytes):
+        return picture
+    import io
+
+    try:
+        return Image.open(io.BytesIO(picture))
+    except OSError as error:
+        raise BadSample(f"not a picture: {error}") from error
+
+
+def _kept(file: Path) -> Tensors | None:
+    """What is in a file of the cache; one that is cut off is made again."""
+    try:
+        return read_safetensors(file, "what the training keeps")[0]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _digest(given: Any) -> str:
+    """Of the contents, so that a picture that was changed is looked at again."""
+    data = given.read_bytes() if isinstance(given, Path) else given.encode() if isinstance(given, str) else given
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _together(parts: list[Tensors], device: torch.device) -> Tensors:
+    return {key: torch.stack([part[key] for part in parts]).to(device) for key in parts[0]}
+
+
+def _on(tensors: Tensors, device: torch.device) -> Tensors:
+    return {key: tensor.to(device) for key, tensor in tensors.items()}

@@ -1,0 +1,82 @@
+"""What is trained: an adapter inside a FLUX that stays as it is."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..adapter import CharacterAdapter
+from ..attention import Subject
+from ..processor import attach
+
+
+class CharacterFlow(nn.Module):
+    """FLUX with an adapter's own attention in its blocks, and the adapter's projector.
+
+    Args:
+        transformer: FLUX; frozen here.
+        adapter: to be trained; its weights become float32.
+        checkpointing: compute activations again in the backward pass.
+    """
+
+    def __init__(self, transformer: FluxTransformer2DModel, adapter: CharacterAdapter, checkpointing: bool) -> None:
+        super().__init__()
+        attach(transformer.requires_grad_(False), adapter.float().requires_grad_(True), folded=False)
+        self.transformer = transformer.train()  # or FLUX would not checkpoint; nothing in it drops out
+        self.projector = adapter.projector
+        self._checkpointing = checkpointing
+        if checkpointing:
+            transformer.enable_gradient_checkpointing()
+
+    def forward(
+        self,
+        noisy: Tensor,
+        sigmas: Tensor,
+        prompts: Tensor,
+        pooled: Tensor,
+        features: tuple[Tensor, Tensor, Tensor],
+        places: Tensor,
+        guidance: float,
+    ) -> Tensor:
+        """The velocity, [B, S, C].
+
+        Args:
+            noisy: [B, S, C], image tokens.
+            sigmas: [B], their noise level.
+            prompts: [B, T, W].
+            pooled: [B, V].
+            features: of the characters, see :class:`~instantcharacter.encoders.CharacterFeatures`.
+            places: [S, 3], where the tokens are.
+            guidance: what FLUX is told.
+        """
+        tokens = self._tokens(features, 1000 * sigmas).to(noisy)
+        return self.transformer(
+            hidden_states=noisy,
+            timestep=sigmas.to(noisy),
+            guidance=torch.full_like(sigmas, guidance) if self.transformer.config.guidance_embeds else None,
+            encoder_hidden_states=prompts,
+            pooled_projections=pooled,
+            txt_ids=torch.zeros(prompts.shape[1], 3, device=noisy.device),
+            img_ids=places,
+            joint_attention_kwargs={
+                "subjects": [Subject(tokens, torch.tensor(1.0))],
+                "image_tokens": noisy.shape[1],
+            },
+            return_dict=False,
+        )[0]
+
+    def _tokens(self, features: tuple[Tensor, Tensor, Tensor], timesteps: Tensor) -> Tensor:
+        def project(*features: Tensor) -> Tensor:
+            return self.projector.resample(self.projector.fuse(*features), timesteps)
+
+        return checkpoint(project, *features, use_reentrant=False) if self._checkpointing else project(*features)
+
+
+def new_adapter(adapter: CharacterAdapter) -> CharacterAdapter:
+    """Have an untrained adapter leave FLUX as it is: its values are zero, and the first thing that learns."""
+    for attention in adapter.attention:
+        nn.init.zeros_(attention.get_parameter("to_v_ip.weight"))
+        nn.init.zeros_(attention.get_parameter("to_v_ip.bias"))
+    return adapter

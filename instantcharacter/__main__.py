@@ -394,7 +394,9 @@ def _parser() -> argparse.ArgumentParser:
                          help="ComfyUI's models folder, if this pack is not installed in it")  # fmt: skip
 
     command = _command(commands, "train", train)
-    command.add_argument("config", type=Path, metavar="CONFIG.yaml", help="such as one of instantcharacter/training/stages")
+    command.add_argument(
+        "config", type=Path, metavar="CONFIG.yaml", help="such as one of instantcharacter/training/stages"
+    )
     command.add_argument("--prepare", type=_whole(1, 10**9), metavar="SAMPLES",
                          help="fill the cache with what so many samples need, and do not train")  # fmt: skip
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from instantcharacter.training.flow import CharacterFlow, new_adapter
 from instantcharacter.training.objective import add_noise, draw_sigmas, positions, velocity_losses
 
 ROOT = Path(__file__).parent.parent
+COMMAND = (sys.executable, "-m", "instantcharacter")
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +120,9 @@ def test_checkpointing_gives_the_same_gradients(config):
         features = torch.randn(2, 12, 96), torch.randn(2, 4, 96), torch.randn(2, 16, 96)
         noisy, places = torch.randn(2, 16, 64), positions(torch.empty(1, 16, 8, 8))
         sigmas = torch.tensor([0.2, 0.9])
-        flow(noisy, sigmas, torch.randn(2, 32, 96), torch.randn(2, 96), features, places, 1.0).square().mean().backward()
+        flow(
+            noisy, sigmas, torch.randn(2, 32, 96), torch.randn(2, 96), features, places, 1.0
+        ).square().mean().backward()
         gradients.append([parameter.grad for parameter in flow.parameters() if parameter.requires_grad])
     assert gradients[0]
     for kept, again in zip(*gradients):
@@ -250,7 +254,7 @@ def test_the_average_lags_behind_the_weights(config, tmp_path):
     last, averaged = (weights(train(replace(config, output=tmp_path / str(ema), ema=ema))) for ema in (0.0, 0.9))
     state = torch.load(tmp_path / "0.9/state.pt")
     assert not same(last, averaged)
-    assert len(state["average"]) == len(state["adapter"]) == len(last)
+    assert len(state["average"]) == len(state["weights"]) == len(last)
 
 
 def test_the_8_bit_optimizer_says_what_it_needs(config, monkeypatch):
@@ -275,18 +279,40 @@ def test_the_command_line_trains_and_converts(config, models, tmp_path):
         "cache": str(config.cache),
     }
     (tmp_path / "stage.yaml").write_text(yaml.safe_dump(told))
-    run("train", str(tmp_path / "stage.yaml"))
+    run(*COMMAND, "train", str(tmp_path / "stage.yaml"))
     made = tmp_path / "told/adapter.safetensors"
-    run("convert", str(made), "--output", str(tmp_path / "adapter.bin"))
+    run(*COMMAND, "convert", str(made), "--output", str(tmp_path / "adapter.bin"))
     released = torch.load(tmp_path / "adapter.bin", weights_only=True)
     assert set(released) == {"image_proj", "ip_adapter"}
     made = CharacterAdapter.from_file(made).projector.state_dict()
     assert all(torch.equal(released["image_proj"][key], made[key]) for key in made)
 
 
-def run(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "instantcharacter", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+def test_two_processes_share_the_samples_and_go_on_where_they_were(config, tmp_path):
+    def two(**changes):
+        pickled = tmp_path / "config.pickle"
+        pickled.write_bytes(pickle.dumps(replace(config, batch_size=1, **changes)))
+        run(*launch, str(tmp_path / "two.py"), str(pickled), environment=environment)
+
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two(output=tmp_path / "whole")
+    assert torch.load(tmp_path / "whole/state.pt")["positions"] == [7, 8]
+    two(output=tmp_path / "parts", steps=2)
+    two(output=tmp_path / "parts")
+    assert same(weights(tmp_path / "whole/adapter.safetensors"), weights(tmp_path / "parts/adapter.safetensors"))
+
+
+TWO_PROCESSES = """
+import pickle, sys
+from pathlib import Path
+from instantcharacter.training import train
+train(pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
+
+
+def run(*arguments, environment=None):
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

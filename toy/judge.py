@@ -83,7 +83,9 @@ def train(album: Album, out: Path, steps: int, size: int = 256) -> None:
 
     judge = learn("judge", judge, batches(len(pictures), size, steps, 1), steps, loss, rate=1e-3, average=0.99)
     out.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.half().contiguous() for key, tensor in judge.state_dict().items()}, out / "judge.safetensors")
+    save_file(
+        {key: tensor.half().contiguous() for key, tensor in judge.state_dict().items()}, out / "judge.safetensors"
+    )
 
 
 @torch.no_grad()

@@ -115,7 +115,12 @@ def new_flux() -> FluxTransformer2DModel:
 def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """FLUX.1-dev's."""
     return FlowMatchEulerDiscreteScheduler(
-        shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
     )
 
 

@@ -1,7 +1,7 @@
 """Pictures of the toy world to learn from, drawn once into a file that every training maps into memory.
 
-``python -m toy.pictures FOLDER --looks 10000``: each look as a reference and in four shots. Characters for testing, with
-``--held-out``, go to another folder.
+``python -m toy.pictures FOLDER --looks 10000``: each look as a reference and in four shots. Characters for testing,
+with ``--held-out``, go to another folder.
 """
 
 from __future__ import annotations

@@ -100,7 +100,13 @@ def draw_batch(data: Latents, batch: Tensor, step: int) -> tuple[Tensor, ...]:
 
 
 def say(
-    flux: FluxTransformer2DModel, data: Latents, noisy: Tensor, sigmas: Tensor, places: Tensor, text: Tensor, guidance: Tensor
+    flux: FluxTransformer2DModel,
+    data: Latents,
+    noisy: Tensor,
+    sigmas: Tensor,
+    places: Tensor,
+    text: Tensor,
+    guidance: Tensor,
 ) -> Tensor:
     """FLUX's velocity."""
     return flux(

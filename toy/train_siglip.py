@@ -20,7 +20,6 @@ from toy.learning import DEVICE, learn
 from toy.models import CLIP, CLIP_LENGTH, SIGLIP, new_clip, new_siglip, save_half
 from toy.pictures import SHOTS, Album, batches, crop
 
-
 SMALLEST = 0.6
 """Part of a picture's side in a crop."""
 

@@ -31,7 +31,9 @@ def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
         drawn = vae.decode(latent.sample()).sample
         return F.l1_loss(drawn, shown) + 0.5 * _edges(drawn, shown) + KL * latent.kl().mean()
 
-    average = learn("vae", vae, batches(len(pictures), size, steps, 1), steps, loss, rate=1e-3, average=0.998, decay=0.0)
+    average = learn(
+        "vae", vae, batches(len(pictures), size, steps, 1), steps, loss, rate=1e-3, average=0.998, decay=0.0
+    )
     _scale_latents(average, pictures[:2048])
     print("vae: absolute error of held-out crops", _error(average, pictures[-512:]))
     save_half(average, out / "vae")

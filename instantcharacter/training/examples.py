@@ -125,13 +125,14 @@ class Examples:
 
     def batches(self, position: int) -> Iterator[tuple[Batch, int]]:
         """Batches without end, from a position in the samples on, each with the position after it."""
-        every = islice(enumerate(self._samples.from_position(position), position + 1), self._rank, None, self._processes)
+        numbered = enumerate(self._samples.from_position(position), position + 1)
+        own = islice(numbered, (self._rank - position) % self._processes, None, self._processes)
         with ThreadPoolExecutor(self._config.workers) as threads:
             waiting: deque[tuple[int, Future]] = deque()
             begun: list[tuple[_Begun, _Begun, _Begun]] = []
             while True:
                 while len(waiting) < AHEAD * self._config.batch_size:
-                    after, sample = next(every)
+                    after, sample = next(own)
                     waiting.append((after, threads.submit(self._begin, sample)))
                 after, future = waiting.popleft()
                 try:
@@ -166,11 +167,10 @@ class Examples:
         if isinstance(sample, BadSample):
             raise sample
         try:
-            parts = (self._latents, sample.picture), (self._texts, sample.text), (self._features, sample.reference)
-            picture, text, reference = (computed.begin(given) for computed, given in parts)
+            picture, text = self._latents.begin(sample.picture), self._texts.begin(sample.text)
+            return picture, text, self._features.begin(sample.reference)
         except (ValueError, FileNotFoundError) as error:
             raise BadSample(f"{sample.name}: {error}") from error
-        return picture, text, reference
 
     def _batch(self, begun: Sequence[tuple[_Begun, _Begun, _Begun]]) -> Batch:
         pictures, texts, references = (list(part) for part in zip(*begun))
@@ -181,14 +181,22 @@ class Examples:
 
     def _cache(self, kind: str, *settings: Any) -> Path | None:
         """Its folder, another one for other models."""
-        return self._config.cache and self._config.cache / f"{kind}-{_digest(json.dumps([*settings, str(self._dtype)]))[:8]}"
+        return (
+            self._config.cache
+            and self._config.cache / f"{kind}-{_digest(json.dumps([*settings, str(self._dtype)]))[:8]}"
+        )
 
     def _crop(self, picture: Encoded) -> Tensor:
         """The middle square at the training's resolution, [3, R, R] from -1 to 1."""
         square = ImageOps.fit(open_picture(_opened(picture)), (self._config.resolution,) * 2)
-        return torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(*square.size, 3).permute(
-            2, 0, 1
-        ).float() / 127.5 - 1
+        return (
+            torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+            .view(*square.size, 3)
+            .permute(2, 0, 1)
+            .float()
+            / 127.5
+            - 1
+        )
 
     @torch.no_grad()
     def _encode(self, pictures: list[Tensor]) -> list[Tensors]:
@@ -216,9 +224,9 @@ class Examples:
 
     @cached_property
     def _text_encoders(self) -> FluxPipeline:
-        return FluxPipeline.from_pretrained(
-            self._config.model, transformer=None, vae=None, torch_dtype=self._dtype
-        ).to(self._device)
+        return FluxPipeline.from_pretrained(self._config.model, transformer=None, vae=None, torch_dtype=self._dtype).to(
+            self._device
+        )
 
     @cached_property
     def _encoder(self) -> CharacterEncoder:

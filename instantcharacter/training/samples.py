@@ -69,9 +69,7 @@ class Samples:
         done = [0] * len(shares)
         for _ in range(position):
             done[next(chosen)] += 1
-        orders = [
-            rows.ordered(f"{self._seed} {i}", start) for i, (rows, start) in enumerate(zip(self._rows, done))
-        ]
+        orders = [rows.ordered(f"{self._seed} {i}", start) for i, (rows, start) in enumerate(zip(self._rows, done))]
         for i in chosen:
             row = next(orders[i])
             try:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from tqdm import tqdm
 
 from ..adapter import CharacterAdapter
@@ -23,6 +30,8 @@ from .flow import CharacterFlow, new_adapter
 from .objective import add_noise, draw_sigmas, positions, velocity_losses
 
 STATE, ADAPTER = "state.pt", "adapter.safetensors"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+"""What is learned, put together where it is in pieces."""
 VAE_SCALE = 8
 """Pixels of a latent's side, in FLUX.1."""
 LEVELS = 10
@@ -85,8 +94,10 @@ class Trainer:
         examples: Examples,
     ) -> None:
         self._config, self._accelerator, self._examples = config, accelerator, examples
-        self._adapter = adapter
+        if config.ema and accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("ema needs every process to have all of the adapter: leave it out with FSDP")
         flow = CharacterFlow(transformer, adapter, config.checkpointing)
+        self._sizes, self._names = adapter.config, _names_in_adapter(flow, adapter)
         self._flow, self._optimizer = accelerator.prepare(flow, _optimizer(_learned(flow), config))
         self._learned = _learned(self._flow)
         side = config.resolution // VAE_SCALE
@@ -114,8 +125,9 @@ class Trainer:
                     self._save()
                 if interrupted:
                     raise KeyboardInterrupt
+        path = self._write_adapter()
         accelerator.end_training()
-        return self._write_adapter()
+        return path
 
     def _take_step(self, batches: Iterator[tuple[Batch, int]]) -> None:
         config = self._config
@@ -236,15 +248,16 @@ class Trainer:
 
     def _save(self) -> None:
         """Write the state, whole or not at all."""
-        self._accelerator.wait_for_everyone()
+        positions = self._accelerator.gather(torch.tensor([self._position], device=self._accelerator.device))
+        weights, moments = get_state_dict(self._flow, self._optimizer.optimizer, options=WHOLE)
         if not self._accelerator.is_main_process:
             return
         state = {
             "step": self._step,
-            "position": self._position,
-            "adapter": [parameter.detach() for parameter in self._learned],
+            "positions": positions.tolist(),
+            "weights": weights,
+            "optimizer": moments,
             "average": self._average,
-            "optimizer": self._optimizer.state_dict(),
             "losses": self._losses,
         }
         with written_whole(self._config.output / STATE) as partial:
@@ -256,24 +269,40 @@ class Trainer:
         if not path.is_file():
             return
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        with torch.no_grad():
-            for parameter, saved in zip(self._learned, state["adapter"], strict=True):
-                parameter.copy_(saved)
+        weights, moments = state["weights"], state["optimizer"]
+        set_state_dict(
+            self._flow,
+            self._optimizer.optimizer,
+            model_state_dict=weights,
+            optim_state_dict=moments,
+            options=replace(WHOLE, strict=False),  # FLUX is not in it
+        )
         self._average = [saved.to(p.device) for saved, p in zip(state["average"], self._learned)]
-        self._optimizer.load_state_dict(state["optimizer"])
         self._losses.copy_(state["losses"])
-        self._step, self._position = state["step"], state["position"]
+        self._step, places = state["step"], state["positions"]
+        same = len(places) == self._accelerator.num_processes
+        self._position = places[self._accelerator.process_index] if same else max(places)
 
     def _write_adapter(self) -> Path:
         """The averaged weights, if there is an average; else the last."""
+        with torch.no_grad():
+            for parameter, averaged in zip(self._learned, self._average):
+                parameter.copy_(averaged)
+        weights = get_model_state_dict(self._flow, options=WHOLE)
         path = self._config.output / ADAPTER
         if self._accelerator.is_main_process:
-            with torch.no_grad():
-                for parameter, averaged in zip(self._learned, self._average):
-                    parameter.copy_(averaged)
-            self._adapter.save(path)
+            with torch.device("meta"):
+                adapter = CharacterAdapter(self._sizes)
+            adapter.load_state_dict({self._names[name]: weight for name, weight in weights.items()}, assign=True)
+            adapter.save(path)
         self._accelerator.wait_for_everyone()
         return path
+
+
+def _names_in_adapter(flow: CharacterFlow, adapter: CharacterAdapter) -> dict[str, str]:
+    """A learned weight's name in the flow → its name in the adapter."""
+    names = {parameter: name for name, parameter in adapter.named_parameters()}
+    return {name: names[parameter] for name, parameter in flow.named_parameters() if parameter in names}
 
 
 def _new(config: TrainingConfig) -> CharacterAdapter:

@@ -24,8 +24,12 @@ from toy.models import T5_LENGTH, new_flux, new_scheduler
 from toy.pictures import Album, batches, to_floats
 
 WITHOUT_TEXT = 0.1
-SMALL = 0.25
-"""Of the steps are at half the side."""
+SMALL = (0.9, 0.15)
+"""Of the steps are at half the side, where a step takes a third of the time: before and after the turn."""
+TURN = 0.6
+"""Of the steps are before it."""
+RATE = 2.5e-3
+"""Learning rate; 3e-3 was better than 1e-3 by far, for AdamW at a smaller size (toy/README.md)."""
 GUIDANCE = (1.0, 5.0)
 
 
@@ -54,13 +58,13 @@ def train(album: Album, out: Path, steps: int, distilling: int, size: int = 512)
     flux = pipeline.transformer.to(DEVICE)
 
     def loss(step: int, batch: Tensor) -> Tensor:
-        if step == 0 and DEVICE == "cuda" and not __import__("os").environ.get("EAGER"):
+        if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks()
-        latents, noise, sigmas, places, text = draw_batch(data, batch, step)
+        latents, noise, sigmas, places, text = draw_batch(data, batch, step, SMALL[step > TURN * steps])
         said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, places, text, torch.ones(size, device=DEVICE))
         return velocity_losses(said, latents, noise).mean()
 
-    kept = learn("flux", flux, batches(2 * len(shots), size, steps, 1), steps, loss, rate=1e-3, average=0.999)
+    kept = learn("flux", flux, batches(2 * len(shots), size, steps, 1), steps, loss, rate=RATE, average=0.999)
     flux = distil(kept, data, distilling, size // 2) if distilling else kept
     pipeline.transformer = flux
     pipeline.to("cpu", torch.float16).save_pretrained(out / "flux")
@@ -73,10 +77,10 @@ def distil(before: FluxTransformer2DModel, data: Latents, steps: int, size: int)
     one = torch.ones(size, device=DEVICE)
 
     def loss(step: int, batch: Tensor) -> Tensor:
-        if step == 0 and DEVICE == "cuda" and not __import__("os").environ.get("EAGER"):
+        if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks()
             before.compile_repeated_blocks()
-        latents, noise, sigmas, places, text = draw_batch(data, batch, step)
+        latents, noise, sigmas, places, text = draw_batch(data, batch, step, SMALL[1])
         noisy, guidance = add_noise(latents, noise, sigmas), torch.empty(size, device=DEVICE).uniform_(*GUIDANCE)
         with torch.no_grad():
             with_text, without = (say(before, data, noisy, sigmas, places, t, one) for t in (text, empty))
@@ -84,12 +88,12 @@ def distil(before: FluxTransformer2DModel, data: Latents, steps: int, size: int)
         return F.mse_loss(say(flux, data, noisy, sigmas, places, text, guidance).float(), wanted.float())
 
     count = len(data.packed[0])
-    return learn("flux guided", flux, batches(count, size, steps, 2), steps, loss, rate=3e-4, average=0.998)
+    return learn("flux guided", flux, batches(count, size, steps, 2), steps, loss, rate=5e-4, average=0.998)
 
 
-def draw_batch(data: Latents, batch: Tensor, step: int) -> tuple[Tensor, ...]:
-    """Latents, noise, noise levels, places, and which texts."""
-    small = torch.rand((), generator=torch.Generator().manual_seed(step)).item() < SMALL
+def draw_batch(data: Latents, batch: Tensor, step: int, share: float) -> tuple[Tensor, ...]:
+    """Latents, noise, noise levels, places, and which texts; small ones with a probability of ``share``."""
+    small = torch.rand((), generator=torch.Generator().manual_seed(step)).item() < share
     latents, places = data.packed[small][batch], data.places[small]
     generator = torch.Generator(DEVICE).manual_seed(step)
     sigmas = draw_sigmas(len(batch), latents.shape[1], generator)
@@ -135,7 +139,7 @@ def encode(pipeline: FluxPipeline, pictures: Tensor, captions: list[str]) -> Lat
                 with torch.autocast(DEVICE, torch.bfloat16):
                     latents = (vae.encode(side).latent_dist.mode() - shift) * scale
                 kept.append(pack(latents.to(torch.bfloat16)))
-    places = tuple(positions(torch.empty(1, 16, side, side, device=DEVICE)) for side in (32, 16))
+    places = tuple(positions(torch.empty(1, 1, side, side, device=DEVICE)) for side in (32, 16))
     texts = [encode_prompts(pipeline, captions[i : i + 512]) for i in range(0, len(captions), 512)]
     prompts, pooled = (torch.cat(part) for part in zip(*texts, encode_prompts(pipeline, [""])))
     return Latents((torch.cat(packed[0]), torch.cat(packed[1])), places, prompts, pooled)

@@ -14,8 +14,9 @@ from toy.models import new_vae, save_half
 from toy.pictures import Album, batches, to_floats
 from toy.world import SIDE
 
-KL = 2e-5
-"""Per number of a latent, against absolute error per number of a picture."""
+KL = 1e-6
+"""Of all of a crop's latent together, against the mean absolute error of its pixels: 2e-5 was measured to leave 3 of 16
+channels in use, and eyes without pupils."""
 CROP = 128
 
 
@@ -32,7 +33,7 @@ def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
         return F.l1_loss(drawn, shown) + 0.5 * _edges(drawn, shown) + KL * latent.kl().mean()
 
     average = learn(
-        "vae", vae, batches(len(pictures), size, steps, 1), steps, loss, rate=1e-3, average=0.998, decay=0.0
+        "vae", vae, batches(len(pictures), size, steps, 1), steps, loss, rate=1.5e-3, average=0.998, decay=0.0
     )
     _scale_latents(average, pictures[:2048])
     print("vae: absolute error of held-out crops", _error(average, pictures[-512:]))

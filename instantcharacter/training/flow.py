@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,6 +42,7 @@ class CharacterFlow(nn.Module):
         features: tuple[Tensor, Tensor, Tensor],
         places: Tensor,
         guidance: float,
+        scale: float = 1.0,
     ) -> Tensor:
         """The velocity, [B, S, C].
 
@@ -50,6 +54,7 @@ class CharacterFlow(nn.Module):
             features: of the characters, see :class:`~instantcharacter.encoders.CharacterFeatures`.
             places: [S, 3], where the tokens are.
             guidance: what FLUX is told.
+            scale: how strongly the characters are drawn; 1 where an adapter is trained.
         """
         tokens = self._tokens(features, 1000 * sigmas).to(noisy)
         return self.transformer(
@@ -61,7 +66,7 @@ class CharacterFlow(nn.Module):
             txt_ids=torch.zeros(prompts.shape[1], 3, device=noisy.device),
             img_ids=places,
             joint_attention_kwargs={
-                "subjects": [Subject(tokens, torch.tensor(1.0))],
+                "subjects": [Subject(tokens, torch.tensor(scale))],
                 "image_tokens": noisy.shape[1],
             },
             return_dict=False,
@@ -72,6 +77,42 @@ class CharacterFlow(nn.Module):
             return self.projector.resample(self.projector.fuse(*features), timesteps)
 
         return checkpoint(project, *features, use_reentrant=False) if self._checkpointing else project(*features)
+
+
+@torch.no_grad()
+def draw(
+    flow: Any,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    noise: Tensor,
+    *told: Any,
+    places: Tensor,
+    steps: int,
+    guidance: float = 3.5,
+    scale: float = 1.0,
+) -> Tensor:
+    """Draw pictures as FLUX does, each of its own character: what a training shows of itself, and is measured by.
+
+    Args:
+        flow: a :class:`CharacterFlow`, also one that is in pieces or in several processes.
+        scheduler: FLUX's.
+        noise: [B, S, C] in float32, to begin with.
+        *told: prompts, pooled prompts and features, as :meth:`CharacterFlow.forward` takes them.
+        places: [S, 3], where the tokens are.
+        steps: of denoising.
+        guidance: what FLUX is told.
+        scale: how strongly the characters are drawn.
+
+    Returns:
+        [B, S, C], image tokens.
+    """
+    sigmas = torch.linspace(1, 1 / steps, steps).tolist()
+    scheduler.set_timesteps(sigmas=sigmas, mu=calculate_shift(noise.shape[1]), device=noise.device)
+    tokens = noise
+    for timestep in scheduler.timesteps:
+        sigma = (timestep / 1000).expand(len(tokens))
+        velocity = flow(tokens, sigma, *told, places, guidance, scale)
+        tokens = scheduler.step(velocity.float(), timestep, tokens, return_dict=False)[0]
+    return tokens
 
 
 def new_adapter(adapter: CharacterAdapter) -> CharacterAdapter:

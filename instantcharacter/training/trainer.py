@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,7 +25,7 @@ from ..adapter import CharacterAdapter
 from ..files import written_whole
 from .config import TrainingConfig
 from .examples import Batch, Examples, in_order
-from .flow import CharacterFlow, new_adapter
+from .flow import CharacterFlow, draw, new_adapter
 from .objective import add_noise, draw_sigmas, positions, velocity_losses
 
 STATE, ADAPTER = "state.pt", "adapter.safetensors"
@@ -220,24 +219,17 @@ class Trainer:
                 tracker.add_image(f"{i} {preview.prompt}", picture, self._step)
 
     def _draw(self, text: dict[str, Tensor], features: dict[str, Tensor]) -> Tensor:
-        """Image tokens, as FLUX draws them: Euler's steps along the shifted schedule, guidance 3.5."""
+        """Image tokens, with the same noise every time."""
         config, device = self._config, self._accelerator.device
-        count = len(self._places)
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(config.model, subfolder="scheduler")
-        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / config.preview_steps, config.preview_steps).tolist(),
-                                mu=calculate_shift(count), device=device)  # fmt: skip
         width = self._accelerator.unwrap_model(self._flow).transformer.config.in_channels
         generator = torch.Generator(device).manual_seed(config.seed)
-        tokens = torch.randn(1, count, width, generator=generator, device=device)
+        noise = torch.randn(1, len(self._places), width, generator=generator, device=device)
         one = {key: tensor[None] for key, tensor in {**text, **features}.items()}
+        told = one["prompt"], one["pooled"], in_order(one)
         self._flow.eval()
-        for timestep in scheduler.timesteps:
-            with self._accelerator.autocast():
-                velocity = self._flow(
-                    tokens, timestep[None] / 1000, one["prompt"], one["pooled"], in_order(one), self._places, 3.5
-                )
-            tokens = scheduler.step(velocity.float(), timestep, tokens, return_dict=False)[0]
-        return tokens
+        with self._accelerator.autocast():
+            return draw(self._flow, scheduler, noise, *told, places=self._places, steps=config.preview_steps)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """A picture, [3, H, W] from 0 to 1."""

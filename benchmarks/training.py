@@ -4,7 +4,7 @@
     python benchmarks/training.py --tiny                                 # tiny, on a CPU: shows that it runs
 
 A run is the optimiser, the samples in a step, and whether the vision encoders and the VAE run in the step (``live``) or
-their results come from the cache, which is in host memory here (``cached``). Text embeddings come from the cache always.
+    python benchmarks/training.py --tiny                                # a tiny size on a CPU: that it runs
 """
 
 from __future__ import annotations
@@ -180,9 +180,7 @@ def _sums(flux: FluxTransformer2DModel) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--run", nargs="+", default=["adamw:4:live", "adamw8bit:4:live"], metavar="OPTIMIZER:SIZE:HOW"
-    )
+    parser.add_argument("--run", nargs="+", default=["adamw:4:live", "adamw8bit:4:live"], metavar="OPTIMIZER:SIZE:HOW")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     print(torch.__version__, torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU")

@@ -24,7 +24,7 @@ def write(album: Album, folder: Path, count: int) -> None:
         pool.map(_save, range(count), chunksize=16)
     unpaired, paired = [], []
     for look, shots in enumerate(album.shots[:count]):
-        for i, shot in enumerate(shots, 1):
+        for i, shot in enumerate(shots[:SHOTS], 1):
             line = {"file_name": f"../pictures/{look}_{i}.png", "text": shot.caption()}
             other = 0 if i % 2 else i % SHOTS + 1
             unpaired.append(line)
@@ -40,7 +40,7 @@ def _remember(album: Album, folder: Path) -> None:
 
 
 def _save(look: int) -> None:
-    for i, picture in enumerate(_album.pictures[look]):
+    for i, picture in enumerate(_album.pictures[look, : 1 + SHOTS]):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(_folder / f"{look}_{i}.png", compress_level=1)
 
 

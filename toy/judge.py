@@ -67,13 +67,13 @@ def train(album: Album, out: Path, steps: int, size: int = 256) -> None:
     from toy.learning import DEVICE, learn
 
     torch.manual_seed(0)
-    pictures = album.on(DEVICE).unflatten(0, (-1, 1 + SHOTS))
+    pictures = album.pictures.to(DEVICE, copy=True)
+    pictures[:, -1] = halves(pictures[:, -1])[0]  # of two characters, the one on the left is the row's
     classes = _classes(album).to(DEVICE)
     judge = Judge().to(DEVICE)
 
     def loss(step: int, batch: Tensor) -> Tensor:
-        one = torch.randint(0, 1 + SHOTS, batch.shape, device=DEVICE)
-        other = torch.randint(1, 1 + SHOTS, batch.shape, device=DEVICE)
+        one, other = (torch.randint(low, 2 + SHOTS, batch.shape, device=DEVICE) for low in (0, 1))
         identity, *scores = judge(_disturbed(torch.cat([pictures[batch, one], pictures[batch, other]])))
         alike = (identity[: len(batch)] @ identity[len(batch) :].T).float() / WARMTH
         who = torch.arange(len(batch), device=DEVICE)
@@ -91,11 +91,13 @@ def train(album: Album, out: Path, steps: int, size: int = 256) -> None:
 @torch.no_grad()
 def check(judge: Judge, album: Album, device: str) -> dict[str, float]:
     """On an album of characters that it never saw: retrieval among 16 by the reference, and classes."""
-    pictures = to_floats(album.pictures).flatten(0, 1)
-    answers = [judge(part.to(device)) for part in pictures.split(256)]
-    identity, *scores = (torch.cat(part).unflatten(0, (-1, 1 + SHOTS)) for part in zip(*answers))
+    pictures = album.pictures.clone()
+    pictures[:, -1] = halves(pictures[:, -1])[0]
+    answers = [judge(to_floats(part.to(device))) for part in pictures.flatten(0, 1).split(256)]
+    identity, *scores = (torch.cat(part).unflatten(0, (-1, 2 + SHOTS)) for part in zip(*answers))
     classes = _classes(album).to(device)
     figures = {"identity": retrieved(identity[:, 1], identity[:, 0]).float().mean().item()}
+    figures["identity of one of two"] = retrieved(identity[:, -1], identity[:, 0]).float().mean().item()
     for i, name in enumerate(("action", "scene", "style")):
         figures[name] = (scores[i][:, 1:].argmax(dim=-1) == classes[..., i]).float().mean().item()
     return figures
@@ -109,8 +111,15 @@ def retrieved(drawn: Tensor, references: Tensor, among: int = 16) -> Tensor:
     return alike.argmax(dim=1) == 0
 
 
+def halves(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """The left and the right half of [B, 3, 256, 256] pictures, each in the middle of a black one."""
+    edge = pictures.shape[-1] // 4
+    left, right = (F.pad(half, (edge, edge)) for half in pictures.chunk(2, dim=-1))
+    return left, right
+
+
 def _classes(album: Album) -> Tensor:
-    """[looks, SHOTS, 3]: action, scene, style."""
+    """[looks, SHOTS + 1, 3]: action, scene, style."""
     actions, scenes, styles = [*ACTIONS], [*SCENES], [*STYLES]
     return torch.tensor(
         [

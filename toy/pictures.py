@@ -1,7 +1,7 @@
 """Pictures of the toy world to learn from, drawn once into a file that every training maps into memory.
 
-``python -m toy.pictures FOLDER --looks 10000``: each look as a reference and in four shots. Characters for testing,
-with ``--held-out``, go to another folder.
+``python -m toy.pictures FOLDER --looks 10000``: each look as a reference, in four shots, and in one beside the
+next look. Characters for testing, with ``--held-out``, go to another folder.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -20,16 +21,16 @@ from torch import Tensor
 from toy.world import SIDE, Look, Shot, draw_reference, random_look, random_shot
 
 SHOTS = 4
-"""Pictures of one character, beside its reference."""
+"""Pictures of one character alone, beside its reference."""
 
 
 class Album:
-    """Characters, each as a reference and in :data:`SHOTS` shots; which ones follows from the seed.
+    """Characters, each as a reference and in shots; which ones follows from the seed.
 
     Attributes:
         looks: the characters.
-        shots: [looks][SHOTS].
-        pictures: [looks, 1 + SHOTS, 3, 256, 256] in uint8, the reference first.
+        shots: [looks][SHOTS + 1], the last one with the next look as its companion.
+        pictures: [looks, 1 + SHOTS + 1, 3, 256, 256] in uint8, the reference first.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,8 +40,8 @@ class Album:
         self.pictures = torch.from_numpy(pixels)
 
     def on(self, device: str | torch.device) -> Tensor:
-        """All pictures there, [looks · (1 + SHOTS), 3, 256, 256] in uint8."""
-        return self.pictures.flatten(0, 1).to(device)
+        """All pictures of one character there, [looks · (1 + SHOTS), 3, 256, 256] in uint8."""
+        return self.pictures[:, : 1 + SHOTS].flatten(0, 1).to(device)
 
 
 def draw(folder: Path, count: int, held_out: bool, seed: int, processes: int | None = None) -> None:
@@ -82,7 +83,10 @@ def batches(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
 def _cast(count: int, held_out: bool, seed: int) -> tuple[list[Look], list[list[Shot]]]:
     rng = random.Random(f"{seed} {held_out}")
     looks = [random_look(rng, held_out) for _ in range(count)]
-    return looks, [[random_shot(rng, look) for _ in range(SHOTS)] for look in looks]
+    shots = [[random_shot(rng, look) for _ in range(SHOTS + 1)] for look in looks]
+    for row, companion in zip(shots, looks[1:] + looks[:1]):
+        row[-1] = replace(row[-1], companion=companion)
+    return looks, shots
 
 
 def _draw(part: tuple[Look, list[Shot]]) -> np.ndarray:
@@ -92,7 +96,7 @@ def _draw(part: tuple[Look, list[Shot]]) -> np.ndarray:
 
 
 def _shape(count: int) -> tuple[int, ...]:
-    return (count, 1 + SHOTS, 3, SIDE, SIDE)
+    return (count, 1 + SHOTS + 1, 3, SIDE, SIDE)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def _texts(album: Album, out: Path) -> Tensor:
     """The alt text of each picture; a reference's is who it is."""
     texts = []
     for look, shots in zip(album.looks, album.shots):
-        texts += [f"a picture of {look.describe()} on white", *(shot.alt_text() for shot in shots)]
+        texts += [f"a picture of {look.describe()} on white", *(shot.alt_text() for shot in shots[:SHOTS])]
     assert len(texts) == len(album.looks) * (1 + SHOTS)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     settings = {"padding": "max_length", "max_length": CLIP_LENGTH, "truncation": True, "return_tensors": "pt"}

@@ -22,7 +22,7 @@ CROP = 128
 
 def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
     torch.manual_seed(0)
-    pictures = album.on(DEVICE)
+    pictures = album.pictures.flatten(0, 1).to(DEVICE)
     vae = new_vae().to(DEVICE, memory_format=torch.channels_last)
 
     def loss(step: int, batch: Tensor) -> Tensor:

@@ -116,6 +116,8 @@ STYLES: dict[str, tuple[str, ...]] = {
     "comic": ("a comic of", "a comic drawing with outlines of"),
     "watercolour": ("a watercolour of", "a soft watercolour painting of"),
 }
+PLACES = {1: ([(0.35, 0.65)], [(1.0, 1.25)]), 2: ([(0.23, 0.3), (0.7, 0.77)], [(0.8, 0.95)] * 2)}
+"""Where one character or each of two may stand, and how large."""
 LORA_STYLE = "pixel"
 """In no picture that the base model learns from: a style LoRA's."""
 LORA_WORDS = "pixel art of"
@@ -130,12 +132,17 @@ class Shot:
     scene: str
     style: str
     seed: int
+    companion: Look | None = None
+    """Who does the same to the right of it, if anybody does."""
 
     def caption(self) -> str:
         """What is in the picture but for who it is; the same thing is said in several ways."""
         rng = random.Random(self.seed)
         style = LORA_WORDS if self.style == LORA_STYLE else rng.choice(STYLES[self.style])
-        return f"{style} a character {rng.choice(ACTIONS[self.action][1])} {rng.choice(SCENES[self.scene])}"
+        doing, where = rng.choice(ACTIONS[self.action][1]), rng.choice(SCENES[self.scene])
+        if self.companion:
+            return f"{style} two characters {ACTIONS[self.action][1][0]} {where}"
+        return f"{style} a character {doing} {where}"
 
     def alt_text(self) -> str:
         """The caption, and who it is: what a vision encoder learns from."""
@@ -146,9 +153,11 @@ class Shot:
         rng, (pose, _) = random.Random(self.seed), ACTIONS[self.action]
         page = Page(outlined=self.style == "comic")
         PAINTED[self.scene](page, rng)
-        scale, x = rng.uniform(1.0, 1.25), rng.uniform(0.35, 0.65)
-        figure = _figure(self.look, pose, page.outlined, mirrored=rng.random() < 0.5)
-        page.paste(figure, scale, (x, rng.uniform(0.56, 0.64) - pose.lift))
+        looks = [self.look] if self.companion is None else [self.look, self.companion]
+        for look, (low, high), (smallest, largest) in zip(looks, *PLACES[len(looks)]):
+            scale, x = rng.uniform(smallest, largest), rng.uniform(low, high)
+            figure = _figure(look, pose, page.outlined, mirrored=rng.random() < 0.5)
+            page.paste(figure, scale, (x, rng.uniform(0.56, 0.64) - pose.lift))
         return _in_style(page.image, self.style)
 
 

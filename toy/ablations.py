@@ -1,0 +1,156 @@
+"""What each part of the adapter is good for: ``python -m toy.ablations ASSETS DATA OUT VARIANT``.
+
+Every variant gets the same number of steps and samples, from the same seed; ``DATA`` is what ``toy.dataset`` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from instantcharacter import CharacterAdapter, CharacterFeatures
+from instantcharacter.training import Source, TrainingConfig
+from instantcharacter.training.examples import Batch, Examples
+from instantcharacter.training.flow import CharacterFlow, new_adapter
+from instantcharacter.training.trainer import Trainer
+from toy.learning import DEVICE
+from toy.measure import Toy, draw_test, judged, new_test
+from toy.models import ADAPTER, SIGLIP
+
+SCALE = 0.9
+Features = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An adapter that lacks something.
+
+    Attributes:
+        siglip: whether it gets SigLIP's features.
+        dinov2: whether it gets DINOv2's.
+        shallow: whether it gets the early layers.
+        tiles: whether it gets the tiles.
+        timestep: whether its tokens depend on the timestep.
+        stages: each one's share of the steps.
+    """
+
+    siglip: bool = True
+    dinov2: bool = True
+    shallow: bool = True
+    tiles: bool = True
+    timestep: bool = True
+    stages: tuple[float, ...] = (0.3, 0.4, 0.3)
+
+    def seen(self, features: Features) -> Features:
+        """The features with zeros for what it does not get."""
+        shallow, deep, tiles = features
+        width = SIGLIP.hidden_size
+        channels = torch.ones(deep.shape[-1], dtype=deep.dtype, device=deep.device)
+        channels[:width] *= self.siglip
+        channels[width:] *= self.dinov2
+        return shallow * channels * self.shallow, deep * channels, tiles * channels * self.tiles
+
+    def blind(self, adapter: CharacterAdapter) -> CharacterAdapter:
+        """The adapter, told the same timestep always if it is not to know it."""
+        if not self.timestep:
+            adapter.projector.resampler.register_forward_pre_hook(_at_any_time)
+        return adapter
+
+
+VARIANTS = {
+    "all": Variant(),
+    "SigLIP alone": Variant(dinov2=False),
+    "DINOv2 alone": Variant(siglip=False),
+    "deep alone": Variant(shallow=False, tiles=False),
+    "deep and shallow": Variant(tiles=False),
+    "deep and tiles": Variant(shallow=False),
+    "without the timestep": Variant(timestep=False),
+    "stage 1": Variant(stages=(1.0,)),
+    "stages 1 and 2": Variant(stages=(0.5, 0.5)),
+}
+
+
+class SomeSeen(Examples):
+    """Examples with the features that a variant gets."""
+
+    def __init__(self, config: TrainingConfig, variant: Variant) -> None:
+        super().__init__(config, torch.device(DEVICE))
+        self._variant = variant
+
+    def _batch(self, begun) -> Batch:
+        batch = super()._batch(begun)
+        return replace(batch, features=self._variant.seen(batch.features))
+
+
+def train(assets: Path, data: Path, out: Path, variant: Variant, steps: int, size: int) -> CharacterAdapter:
+    """An adapter of the variant, through its stages."""
+    torch.manual_seed(0)
+    adapter = variant.blind(new_adapter(CharacterAdapter(ADAPTER)))
+    unpaired, paired = Source(str(data / "unpaired")), Source(str(data / "paired"), pairs=True)
+    sources = ((unpaired,), (paired,), (unpaired, replace(paired, share=3.0)))
+    for stage, share in enumerate(variant.stages):
+        config = TrainingConfig(
+            output=out / f"stage{stage + 1}",
+            data=sources[stage],
+            model=str(assets / "flux"),
+            siglip=str(assets / "siglip"),
+            dinov2=str(assets / "dinov2"),
+            sizes=ADAPTER,
+            resolution=256 if stage == 2 else 128,
+            steps=round(steps * share),
+            batch_size=size,
+            learning_rate=(3e-3, 2e-3, 1e-3)[stage],
+            warmup=100,
+            drop_character=0.0,
+            checkpointing=False,
+            precision="bfloat16" if DEVICE == "cuda" else "float32",
+            cache=data / "cache",
+            workers=5,
+            save_every=10**9,
+        )
+        accelerator = Accelerator(
+            mixed_precision="bf16" if DEVICE == "cuda" else "no", log_with="tensorboard", project_dir=config.output
+        )
+        flux = FluxTransformer2DModel.from_pretrained(
+            config.model, subfolder="transformer", torch_dtype=getattr(torch, config.precision)
+        )
+        Trainer(config, accelerator, flux, adapter, SomeSeen(config, variant)).run()
+    return adapter
+
+
+def measure(assets: Path, adapter: CharacterAdapter, variant: Variant, count: int) -> dict[str, float]:
+    toy = Toy.load(assets)
+    test = new_test(toy, count)
+    test = replace(test, features=CharacterFeatures(*variant.seen(tuple(test.features))))
+    flow = CharacterFlow(toy.pipeline.transformer, adapter.to(DEVICE), checkpointing=False).eval()
+    return judged(toy, test, draw_test(toy, flow, test, SCALE))
+
+
+def _at_any_time(resampler: nn.Module, arguments: tuple) -> tuple:
+    fused, timestep, *rest = arguments
+    return (fused, torch.full_like(timestep, 500), *rest)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("variants", nargs="+", choices=VARIANTS)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--pictures", type=int, default=500)
+    options = parser.parse_args()
+    for name in options.variants:
+        variant = VARIANTS[name]
+        folder = options.out / name.replace(" ", "_")
+        adapter = train(options.assets, options.data, folder, variant, options.steps, options.size)
+        figures = measure(options.assets, adapter, variant, options.pictures)
+        print(json.dumps({"": name, **{key: round(value, 3) for key, value in figures.items()}}), flush=True)

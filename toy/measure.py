@@ -1,0 +1,180 @@
+"""How well the toy adapter draws characters that nothing was trained on: ``python -m toy.measure ASSETS``.
+
+A judge that no model here ever learned from says who is in a picture, doing what, where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+from torch import Tensor
+
+from instantcharacter import CharacterAdapter, CharacterEncoder, CharacterFeatures, InstantCharacterPipeline
+from instantcharacter.encoders import squares
+from instantcharacter.training.flow import CharacterFlow, draw
+from instantcharacter.training.objective import positions
+from toy.judge import Judge, halves, retrieved
+from toy.learning import DEVICE
+from toy.models import LATENT_CHANNELS, T5_LENGTH
+from toy.pictures import to_floats
+from toy.world import ACTIONS, SCENES, SIDE, STYLES, Shot, draw_reference, random_look, random_shot
+
+SCALES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+STEPS = 20
+TOGETHER = 125
+"""Pictures drawn at once."""
+
+
+@dataclass
+class Toy:
+    """The toy models, on a device."""
+
+    pipeline: FluxPipeline
+    encoder: CharacterEncoder
+    judge: Judge
+
+    @classmethod
+    def load(cls, assets: Path) -> Toy:
+        pipeline = FluxPipeline.from_pretrained(str(assets / "flux"), torch_dtype=torch.float32).to(DEVICE)
+        encoder = CharacterEncoder.from_pretrained(assets / "siglip", assets / "dinov2", torch.float32, DEVICE)
+        return cls(pipeline, encoder, Judge.from_file(assets / "judge.safetensors").to(DEVICE))
+
+
+@dataclass
+class Test:
+    """Characters for testing, and a picture to be drawn of each.
+
+    Attributes:
+        shots: what is to be drawn.
+        features: of the references.
+        references: whom the judge sees in them, [N, D].
+        prompts: T5's, [N, T, W].
+        pooled: CLIP's, [N, V].
+    """
+
+    shots: list[Shot]
+    features: CharacterFeatures
+    references: Tensor
+    prompts: Tensor
+    pooled: Tensor
+
+
+@torch.no_grad()
+def new_test(toy: Toy, count: int, seed: int = 0) -> Test:
+    rng = random.Random(f"test {seed}")
+    shots = [random_shot(rng, random_look(rng, held_out=True)) for _ in range(count)]
+    pictures = [draw_reference(shot.look) for shot in shots]
+    seen = [toy.encoder.look(torch.stack([squares(p) for p in part])) for part in _parts(pictures)]
+    features = CharacterFeatures(*(torch.cat(rows) for rows in zip(*seen)))
+    prompts, pooled, _ = toy.pipeline.encode_prompt(
+        [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH
+    )
+    return Test(shots, features, toy.judge(_tensors(pictures))[0], prompts, pooled)
+
+
+@torch.no_grad()
+def draw_test(toy: Toy, flow: CharacterFlow, test: Test, scale: float) -> Tensor:
+    """The test's pictures, [N, 3, 256, 256] from -1 to 1."""
+    side, vae = SIDE // 8, toy.pipeline.vae
+    places = positions(torch.empty(1, 1, side, side, device=DEVICE))
+    pictures = []
+    for part in _parts(range(len(test.shots))):
+        generator = torch.Generator(DEVICE).manual_seed(part[0])
+        noise = torch.randn(len(part), len(places), 4 * LATENT_CHANNELS, generator=generator, device=DEVICE)
+        rows = slice(part[0], part[-1] + 1)
+        told = test.prompts[rows], test.pooled[rows], tuple(tensor[rows] for tensor in test.features)
+        tokens = draw(flow, toy.pipeline.scheduler, noise, *told, places=places, steps=STEPS, scale=scale)
+        latents = FluxPipeline._unpack_latents(tokens, SIDE, SIDE, 8) / vae.config.scaling_factor
+        pictures.append(vae.decode(latents + vae.config.shift_factor).sample.clamp(-1, 1))
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def judged(toy: Toy, test: Test, pictures: Tensor) -> dict[str, float]:
+    """Fractions: the right character of 16, the right action, scene and style."""
+    answers = [toy.judge(part) for part in pictures.split(TOGETHER)]
+    identity, *scores = (torch.cat(part) for part in zip(*answers))
+    figures = {"identity": retrieved(identity, test.references).float().mean().item()}
+    for name, names, score in zip(("action", "scene", "style"), (ACTIONS, SCENES, STYLES), scores):
+        right = torch.tensor([[*names].index(getattr(shot, name)) for shot in test.shots])
+        figures[name] = (score.argmax(dim=1).cpu() == right).float().mean().item()
+    return figures
+
+
+@torch.no_grad()
+def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 0.9) -> dict[str, float]:
+    """Two characters in two masks: how often each half has its own, and how often the other half's."""
+    rng = random.Random("two")
+    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_character_adapter(adapter)
+    pipeline.set_character_encoder(toy.encoder)
+    left = Image.fromarray(np.repeat([[255] * 128 + [0] * 128], SIDE, axis=0).astype(np.uint8))
+    masks = [left, left.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    looks = [random_look(rng, held_out=True) for _ in range(count + 1)]
+    drawn = []
+    for seed, (look, companion) in enumerate(pairwise(looks)):
+        shot = replace(random_shot(rng, look), companion=companion)
+        drawn += pipeline(
+            shot.caption(),
+            subject_image=[draw_reference(look), draw_reference(companion)],
+            subject_mask=masks,
+            subject_scale=scale,
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=STEPS,
+            max_sequence_length=T5_LENGTH,
+            generator=torch.Generator(DEVICE).manual_seed(seed),
+        ).images
+    references = _identities(toy, [draw_reference(look) for look in looks])
+    sides = [toy.judge(half)[0] for half in halves(_tensors(drawn))]
+    own = [retrieved(side, references[i:][:count]).float().mean().item() for i, side in enumerate(sides)]
+    other = [retrieved(side, references[1 - i :][:count]).float().mean().item() for i, side in enumerate(sides)]
+    return {"left": own[0], "right": own[1], "left has the right's": other[0], "right has the left's": other[1]}
+
+
+def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Lines of the table, by their names."""
+    toy = Toy.load(assets)
+    test = new_test(toy, count)
+    yield "drawn by code", judged(toy, test, _tensors([shot.draw() for shot in test.shots]))
+    transformer = toy.pipeline.transformer
+    flow = CharacterFlow(transformer, CharacterAdapter.from_file(adapter).to(DEVICE), checkpointing=False).eval()
+    for scale in SCALES:
+        yield f"scale {scale}", judged(toy, test, draw_test(toy, flow, test, scale))
+    yield "two characters", measure_two(toy, CharacterAdapter.from_file(adapter).to(DEVICE), two)
+
+
+def _identities(toy: Toy, pictures: list[Image.Image]) -> Tensor:
+    return toy.judge(_tensors(pictures))[0]
+
+
+def _tensors(pictures: list[Image.Image]) -> Tensor:
+    """As the judge sees them."""
+    return to_floats(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).to(DEVICE))
+
+
+def _parts(rows):
+    return [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path)
+    parser.add_argument("--adapter", type=Path, help="ASSETS/adapter.safetensors if not given")
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--two", type=int, default=64)
+    options = parser.parse_args()
+    adapter = options.adapter or options.assets / "adapter.safetensors"
+    for name, figures in measure(options.assets, adapter, options.pictures, options.two):
+        print(json.dumps({"": name, **{key: round(value, 3) for key, value in figures.items()}}), flush=True)

@@ -38,13 +38,23 @@ def test_public_names_are_there():
         assert getattr(instantcharacter, name).__doc__, name
 
 
+def packages(sources):
+    used = set().union(*(imported(path) for path in sources)) - set(sys.stdlib_module_names)
+    return {"pillow" if module == "PIL" else module for module in used}
+
+
 def test_every_import_is_a_stated_requirement():
     stated = re.findall(r"^([a-z_]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    used = set().union(*(imported(path) for path in SOURCES)) - set(sys.stdlib_module_names)
-    used = {"pillow" if module == "PIL" else module for module in used}
+    training = set(SOURCES) & set((ROOT / "instantcharacter/training").glob("*.py"))
     theirs = {"tokenizers", "tqdm", "psutil"}  # transformers', huggingface_hub's and accelerate's own: always there
-    assert used - HOST <= set(stated) | theirs
+    assert packages(set(SOURCES) - training) - HOST <= set(stated) | theirs
     assert set(stated) <= RUN_TIME
+    extra = re.findall(
+        r'"([a-z]+)>=', re.search(r"^training = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    )
+    assert set(extra) == {"datasets", "tensorboard", "pyyaml"}
+    named = {"pyyaml" if module == "yaml" else module for module in packages(training)}
+    assert named <= set(stated) | theirs | set(extra) | {"bitsandbytes"}
 
 
 def test_torch_is_left_as_the_user_has_it():

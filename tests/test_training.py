@@ -94,7 +94,7 @@ def test_what_is_learned_makes_the_pictures_likelier(config):
 
 def test_a_new_adapter_leaves_flux_as_it_is(config):
     transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
-    inputs = torch.randn(1, 16, 64), torch.tensor([0.5]), torch.randn(1, 32, 96), torch.randn(1, 96)
+    inputs = torch.randn(1, 16, 32), torch.tensor([0.5]), torch.randn(1, 32, 96), torch.randn(1, 96)
     places = positions(torch.empty(1, 16, 8, 8))
     noisy, sigmas, prompts, pooled = inputs
     plain = transformer(
@@ -118,7 +118,7 @@ def test_checkpointing_gives_the_same_gradients(config):
         transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
         flow = CharacterFlow(transformer, CharacterAdapter(config.sizes), checkpointing)
         features = torch.randn(2, 12, 96), torch.randn(2, 4, 96), torch.randn(2, 16, 96)
-        noisy, places = torch.randn(2, 16, 64), positions(torch.empty(1, 16, 8, 8))
+        noisy, places = torch.randn(2, 16, 32), positions(torch.empty(1, 16, 8, 8))
         sigmas = torch.tensor([0.2, 0.9])
         flow(
             noisy, sigmas, torch.randn(2, 32, 96), torch.randn(2, 96), features, places, 1.0
@@ -210,6 +210,12 @@ def test_the_cache_changes_nothing(config):
     live, cached = (train(replace(config, output=config.output / str(c), cache=c)) for c in (None, config.cache))
     for one, other in zip(weights(live).values(), weights(cached).values()):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_only_what_is_to_be_cached_is(config, tmp_path):
+    cached = replace(config, cache=tmp_path / "cache", cached=("texts",))
+    next(Examples(cached, torch.device("cpu")).batches(0))
+    assert {folder.name.split("-")[0] for folder in cached.cache.iterdir()} == {"texts"}
 
 
 def test_a_cut_off_file_in_the_cache_is_made_again(config, tmp_path):

@@ -12,7 +12,18 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 
 from instantcharacter import AdapterConfig
 from instantcharacter.training import Source, TrainingConfig
-from toy.models import CLIP, T5, new_clip, new_dinov2, new_scheduler, new_siglip, new_t5, new_vae, train_tokenizers
+from toy.models import (
+    CLIP,
+    LATENT_CHANNELS,
+    T5,
+    new_clip,
+    new_dinov2,
+    new_scheduler,
+    new_siglip,
+    new_t5,
+    new_vae,
+    train_tokenizers,
+)
 from toy.world import draw_reference, random_look, random_shot
 
 SIZES = AdapterConfig(
@@ -36,6 +47,7 @@ def save_models(folder: Path) -> None:
     texts = [random_shot(random.Random(i), random_look(random.Random(i), False)).caption() for i in range(50)]
     clip_tokenizer, t5_tokenizer = train_tokenizers(texts)
     flux = FluxTransformer2DModel(
+        in_channels=4 * LATENT_CHANNELS,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=32,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ def learn(
     rate: float,
     average: float = 0.0,
     decay: float = 0.02,
+    hidden: Sequence[nn.Parameter] = (),
     after: Callable[[int], None] | None = None,
 ) -> nn.Module:
-    """AdamW with a warm-up and a cosine; bfloat16 arithmetic, float32 weights.
+    """AdamW or Muon with a warm-up and a cosine; bfloat16 arithmetic, float32 weights.
 
     Args:
         name: at the head of the lines of progress.
@@ -36,15 +37,19 @@ def learn(
         rate: the highest learning rate.
         average: decay of the moving average of the weights; 0 for none.
         decay: weight decay.
+        hidden: matrices that learn by Muon, at four times the rate, in place of AdamW.
         after: called with the step's number after each.
 
     Returns:
         The modules, or their average.
     """
-    optimizer = torch.optim.AdamW(
-        modules.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=DEVICE == "cuda"
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    rest = [parameter for parameter in modules.parameters() if all(parameter is not matrix for matrix in hidden)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
+    ]
+    if hidden:
+        optimizers.append(torch.optim.Muon(hidden, 4 * rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
     averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
     began, shown = time.monotonic(), torch.zeros((), device=DEVICE)
     for step, batch in enumerate(batches):
@@ -52,9 +57,9 @@ def learn(
             value = loss(step, batch.to(DEVICE, non_blocking=True))
         value.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for part in (*optimizers, *schedules):
+            part.step()
+        modules.zero_grad()
         if averaged:
             averaged.update_parameters(modules)
         if after:

@@ -28,8 +28,8 @@ SMALL = (0.9, 0.15)
 """Of the steps are at half the side, where a step takes a third of the time: before and after the turn."""
 TURN = 0.6
 """Of the steps are before it."""
-RATE = 2.5e-3
-"""Learning rate; 3e-3 was better than 1e-3 by far, for AdamW at a smaller size (toy/README.md)."""
+RATE = 1e-3
+"""Of AdamW, and 4e-3 of Muon in the blocks: the best of those tried at a smaller size (benchmarks/RESULTS.md)."""
 GUIDANCE = (1.0, 5.0)
 
 
@@ -64,7 +64,9 @@ def train(album: Album, out: Path, steps: int, distilling: int, size: int = 512)
         said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, places, text, torch.ones(size, device=DEVICE))
         return velocity_losses(said, latents, noise).mean()
 
-    kept = learn("flux", flux, batches(2 * len(shots), size, steps, 1), steps, loss, rate=RATE, average=0.999)
+    hidden = [p for name, p in flux.named_parameters() if "transformer_blocks" in name and p.ndim == 2]
+    drawn = batches(2 * len(shots), size, steps, 1)
+    kept = learn("flux", flux, drawn, steps, loss, rate=RATE, average=0.999, hidden=hidden)
     flux = distil(kept, data, distilling, size // 2) if distilling else kept
     pipeline.transformer = flux
     pipeline.to("cpu", torch.float16).save_pretrained(out / "flux")

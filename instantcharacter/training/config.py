@@ -69,7 +69,9 @@ class TrainingConfig:
         precision: of the arithmetic and of FLUX; the adapter's own weights are float32 always.
         checkpointing: compute activations again in the backward pass, in place of keeping them.
         seed: of everything random.
-        cache: a folder for latents, text embeddings and features, computed once; nothing is kept if not given.
+        cache: a folder for what models make of samples, computed once; nothing is kept if not given. At the released
+            sizes and 512 pixels a sample's latents take 0.13 MB, its text 4 MB, its features 31 MB.
+        cached: what of it is kept.
         workers: threads that read and decode.
         log_every: steps between two entries in TensorBoard.
         save_every: steps between two states to go on from; the end is one, too.
@@ -102,6 +104,7 @@ class TrainingConfig:
     checkpointing: bool = True
     seed: int = 0
     cache: Path | None = None
+    cached: tuple[Literal["latents", "texts", "features"], ...] = ("latents", "texts", "features")
     workers: int = 4
     log_every: int = 50
     save_every: int = 1000

@@ -181,10 +181,9 @@ class Examples:
 
     def _cache(self, kind: str, *settings: Any) -> Path | None:
         """Its folder, another one for other models."""
-        return (
-            self._config.cache
-            and self._config.cache / f"{kind}-{_digest(json.dumps([*settings, str(self._dtype)]))[:8]}"
-        )
+        if self._config.cache is None or kind not in self._config.cached:
+            return None
+        return self._config.cache / f"{kind}-{_digest(json.dumps([*settings, str(self._dtype)]))[:8]}"
 
     def _crop(self, picture: Encoded) -> Tensor:
         """The middle square at the training's resolution, [3, R, R] from -1 to 1."""

@@ -25,6 +25,7 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from instantcharacter import memory
+from instantcharacter.arrangement import _size, blocks_of
 from instantcharacter.processor import attach
 from instantcharacter.streaming import Visitor
 
@@ -50,11 +51,11 @@ def main() -> None:
             return transformer(**call, joint_attention_kwargs=joint)
 
         print(f"all resident: {milliseconds(device, step):.1f} ms")
-        blocks = memory.blocks_of("transformer", transformer)
-        sizes = [memory._size(block) for block in blocks]
+        blocks = blocks_of("transformer", transformer)
+        sizes = [_size(block) for block in blocks]
         for rate in (0.1, 0.43, 1.0):
             streamed = [blocks[i] for i in memory.spread(sizes, rate * max(sizes))]
-            print(f"{len(streamed)} blocks, {sum(map(memory._size, streamed)) / GIB:.2f} GiB a step:")
+            print(f"{len(streamed)} blocks, {sum(map(_size, streamed)) / GIB:.2f} GiB a step:")
             measure(device, transformer, streamed, step)
 
 

@@ -17,10 +17,11 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from .adapter import CharacterAdapter
+from .arrangement import Arrangement, free_memory, host_memory, measure
 from .attention import Subject, region
 from .character import Character
 from .encoders import CharacterEncoder
-from .memory import DESKTOP, GIB, Arrangement, MemoryPlan, Strategy, apply, free_memory, host_memory, measure, plan
+from .memory import DESKTOP, GIB, MemoryPlan, Strategy, apply, plan
 from .processor import attach, attached, detach
 from .reference import BLACK, Fit, Picture, open_picture
 from .streaming import lent

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextModel, Dinov2Model, SiglipVisionModel, T5EncoderModel
 
 from instantcharacter import CharacterAdapter, InstantCharacterPipeline, demo, encoders, flux_files, memory
+from instantcharacter.arrangement import TILE, free_memory, measure, roots
 from instantcharacter.folding import FoldedAttention
 from instantcharacter.memory import GIB, MemoryPlan, plan
 from instantcharacter.streaming import StreamedBlocks, Visitor, lent
@@ -78,7 +79,7 @@ def test_released_sizes_are_those_of_the_released_models():
             )
     finally:
         torch.set_default_dtype(torch.float32)
-    measured = memory.measure(released)
+    measured = measure(released)
     assert measured.keys() == memory.RELEASED.keys()
     for name, component in memory.RELEASED.items():
         # position ids of other types, which some versions of transformers keep as buffers, are beside the point
@@ -205,7 +206,7 @@ def expected() -> torch.Tensor:
 
 def partly(pipeline: InstantCharacterPipeline, streamed: tuple[int, ...]) -> MemoryPlan:
     """A plan in which these of FLUX's four blocks stream."""
-    every = plan(memory.measure(pipeline), strategy="stream")
+    every = plan(measure(pipeline), strategy="stream")
     return dataclasses.replace(every, streamed=streamed)
 
 
@@ -304,7 +305,7 @@ def test_a_failed_picture_leaves_the_weights_at_home(whole, expected):
 
 
 def test_a_smaller_budget_streams_more(whole):
-    everything = memory.measure(whole)
+    everything = measure(whole)
     needed = plan(everything, strategy="none").predicted_peak
     assert whole.enable_character_offload("auto").strategy == "none"
     found = whole.enable_character_offload("auto", vram_gb=needed / GIB)
@@ -313,7 +314,7 @@ def test_a_smaller_budget_streams_more(whole):
 
 
 def test_larger_pictures_change_the_plan_while_they_are_drawn(whole):
-    fitting = plan(memory.measure(whole), strategy="none", resolution=(64, 48))
+    fitting = plan(measure(whole), strategy="none", resolution=(64, 48))
     found = whole.enable_character_offload("auto", vram_gb=memory._that_gives(fitting.predicted_peak) * 1.7 / GIB)
     small, arrangement = draw(whole), whole._offload.arrangement
     assert arrangement.plan.resident == found.resident
@@ -325,7 +326,7 @@ def test_larger_pictures_change_the_plan_while_they_are_drawn(whole):
 
 
 def test_the_vae_decodes_in_tiles_only_the_pictures_that_need_it(whole):
-    everything = memory.measure(whole)
+    everything = measure(whole)
     work = memory.WORK["vae"][1] * 1024**2
     fitting = plan(everything, vram_bytes=int(0.75 * work), resolution=(64, 48))
     fitting = dataclasses.replace(fitting, strategy="stream", staying=frozenset({"transformer"}))
@@ -340,11 +341,11 @@ def test_the_vae_decodes_in_tiles_only_the_pictures_that_need_it(whole):
 def test_a_plan_leaves_the_vae_as_it_was_set(whole):
     whole.vae.enable_tiling()
     before = dict(vars(whole.vae))
-    everything = memory.measure(whole)
+    everything = measure(whole)
     tiled = dataclasses.replace(plan(everything, strategy="stream"), tiled=True)
     arrangement = memory.apply(tiled, whole, CPU)
     assert whole.vae.use_slicing
-    assert whole.vae.tile_sample_min_size == memory.TILE
+    assert whole.vae.tile_sample_min_size == TILE
     arrangement.undo()
     assert dict(vars(whole.vae)) == before
     memory.apply(plan(everything, strategy="none"), whole, CPU)
@@ -399,7 +400,7 @@ def test_offload_can_be_let_go_of(whole):
     whole.enable_character_offload("stream")
     whole.to("cpu")
     assert whole._offload is None
-    for modules in memory.roots(whole).values():
+    for modules in roots(whole).values():
         assert not any(module in Visitor.visiting or "forward" in vars(module) for module in modules)
 
 
@@ -411,7 +412,7 @@ def test_weights_go_with_the_pipeline_at_once():
         pipeline.enable_character_offload("stream")
         draw(pipeline)
         pipeline.transformer._diffusers_hook = None  # diffusers' own cycle
-        gone = [weakref.ref(module) for modules in memory.roots(pipeline).values() for module in modules]
+        gone = [weakref.ref(module) for modules in roots(pipeline).values() for module in modules]
         del pipeline
         assert [module() for module in gone] == [None] * len(gone)
     finally:
@@ -560,10 +561,10 @@ def test_what_the_pipeline_has_on_the_gpu_counts_as_free(whole, monkeypatch):
         mem_get_info=lambda _: (10, 100), memory_reserved=lambda _: 7, memory_allocated=lambda _: 5
     )
     monkeypatch.setattr(torch, "get_device_module", lambda _: backend)
-    assert memory.free_memory(torch.device("cuda"), whole) == 12
-    for modules in memory.roots(whole).values():
+    assert free_memory(torch.device("cuda"), whole) == 12
+    for modules in roots(whole).values():
         for module in modules:
             module.to("meta")
-    tensors = {t for modules in memory.roots(whole).values() for m in modules for t in (*m.parameters(), *m.buffers())}
+    tensors = {t for modules in roots(whole).values() for m in modules for t in (*m.parameters(), *m.buffers())}
     weights = sum(tensor.nbytes for tensor in tensors)
-    assert memory.free_memory(torch.device("meta"), whole) == 12 + weights
+    assert free_memory(torch.device("meta"), whole) == 12 + weights

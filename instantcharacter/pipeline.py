@@ -147,9 +147,17 @@ class CharacterPipelineMixin(_Pipeline):
         return self._characters((hashlib.blake2b(image.tobytes()).digest(), image.size, fit), make)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        """As the diffusers pipeline's; recent prompts are remembered, so that other seeds need no text encoder."""
+        """As the diffusers pipeline's; recent prompts are remembered, so that other seeds need no text encoder.
+
+        A prompt is never longer than T5's tokenizer allows, whatever ``max_sequence_length`` is.
+        """
         encode = super().encode_prompt
-        given = inspect.signature(encode).bind(*args, **kwargs).arguments
+        bound = inspect.signature(encode).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if self.tokenizer_2 is not None:
+            longest = self.tokenizer_2.model_max_length
+            bound.arguments["max_sequence_length"] = min(bound.arguments["max_sequence_length"], longest)
+        args, kwargs, given = bound.args, bound.kwargs, bound.arguments
         if any(isinstance(value, Tensor) for value in given.values()):
             return encode(*args, **kwargs)
         key = (repr(sorted(given.items())), str(self._execution_device), _lora_state(self.text_encoder))

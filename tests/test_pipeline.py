@@ -192,6 +192,15 @@ def test_every_picture_of_a_batch_gets_the_character(pipeline, character):
         assert error(batch[i : i + 1], draw(pipeline, **prompt, **negative, **settings)) < 1e-4
 
 
+def test_a_prompt_is_no_longer_than_its_tokenizer_allows():
+    from instantcharacter.demo import tiny_pipeline
+
+    pipeline = tiny_pipeline()
+    pipeline.tokenizer_2.model_max_length = 24
+    assert pipeline.encode_prompt("a fox", None)[0].shape[1] == 24
+    assert pipeline.encode_prompt("a fox", None, max_sequence_length=8)[0].shape[1] == 8
+
+
 def test_prompts_as_text(character):
     from instantcharacter.demo import tiny_pipeline
 

@@ -200,6 +200,35 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(config, monkeypatc
     assert (config.output / "state.pt").read_bytes() == before
 
 
+def test_every_saved_state_comes_with_an_adapter_that_loads(config, monkeypatch):
+    saved = []
+    save = trainer.Trainer._save
+    monkeypatch.setattr(trainer.Trainer, "_save", lambda self: (save(self), saved.append(read())))
+
+    def read():
+        return CharacterAdapter.from_file(config.output / "adapter.safetensors").state_dict()
+
+    train(replace(config, ema=0.9))
+    assert len(saved) == 2
+    assert not same(*saved)
+
+
+def test_a_state_of_other_sizes_is_refused(config):
+    train(config)
+    with pytest.raises(ValueError, match=r"state.pt is of an adapter of other sizes"):
+        train(replace(config, sizes=replace(config.sizes, num_tokens=4)))
+
+
+def test_too_little_memory_says_what_to_do(config, monkeypatch):
+    def full(self, batches):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(trainer.Trainer, "_take_step", full)
+    with pytest.raises(RuntimeError, match="try optimizer adamw8bit") as raised:
+        train(config)
+    assert "out of memory" not in str(raised.value)  # or the command line would speak of --vram
+
+
 def test_a_filled_cache_needs_none_of_the_models(config, models, monkeypatch):
     for name in ("AutoencoderKL", "FluxPipeline", "CharacterEncoder"):
         monkeypatch.setattr(f"instantcharacter.training.examples.{name}", None)

@@ -15,7 +15,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -45,6 +44,7 @@ def train(config: TrainingConfig) -> Path:
 
     Raises:
         FileNotFoundError, ValueError: models or samples that are not there or not what they should be.
+        RuntimeError: the GPU's memory is too small.
         KeyboardInterrupt: it was interrupted; the state is saved.
     """
     accelerator = Accelerator(
@@ -57,7 +57,13 @@ def train(config: TrainingConfig) -> Path:
     )
     adapter = CharacterAdapter.from_file(config.adapter) if config.adapter else _new(config)
     examples = Examples(config, accelerator.device, accelerator.process_index, accelerator.num_processes)
-    return Trainer(config, accelerator, transformer, adapter, examples).run()
+    try:
+        return Trainer(config, accelerator, transformer, adapter, examples).run()
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            "the GPU's memory is too small for this training: try optimizer adamw8bit, a smaller batch_size and a larger "
+            "accumulate, or a filled cache"
+        ) from error
 
 
 def prepare(config: TrainingConfig, samples: int) -> None:
@@ -124,9 +130,8 @@ class Trainer:
                     self._save()
                 if interrupted:
                     raise KeyboardInterrupt
-        path = self._write_adapter()
         accelerator.end_training()
-        return path
+        return config.output / ADAPTER
 
     def _take_step(self, batches: Iterator[tuple[Batch, int]]) -> None:
         config = self._config
@@ -239,21 +244,28 @@ class Trainer:
         return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
 
     def _save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state and the adapter, each whole or not at all."""
         positions = self._accelerator.gather(torch.tensor([self._position], device=self._accelerator.device))
         weights, moments = get_state_dict(self._flow, self._optimizer.optimizer, options=WHOLE)
-        if not self._accelerator.is_main_process:
-            return
-        state = {
-            "step": self._step,
-            "positions": positions.tolist(),
-            "weights": weights,
-            "optimizer": moments,
-            "average": self._average,
-            "losses": self._losses,
-        }
-        with written_whole(self._config.output / STATE) as partial:
-            torch.save(state, partial)
+        if self._accelerator.is_main_process:
+            state = {
+                "step": self._step,
+                "positions": positions.tolist(),
+                "weights": weights,
+                "optimizer": moments,
+                "average": self._average,
+                "losses": self._losses,
+            }
+            with written_whole(self._config.output / STATE) as partial:
+                torch.save(state, partial)
+            self._write_adapter({**weights, **dict(zip(self._names, self._average))})
+        self._accelerator.wait_for_everyone()
+
+    def _write_adapter(self, weights: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            adapter = CharacterAdapter(self._sizes)
+        adapter.load_state_dict({self._names[name]: weight for name, weight in weights.items()}, assign=True)
+        adapter.save(self._config.output / ADAPTER)
 
     def _load(self) -> None:
         """Go on where a training in this folder was left."""
@@ -262,6 +274,9 @@ class Trainer:
             return
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         weights, moments = state["weights"], state["optimizer"]
+        mine = {name: parameter.shape for name, parameter in zip(self._names, self._learned)}
+        if {name: weight.shape for name, weight in weights.items()} != mine:
+            raise ValueError(f"{path} is of an adapter of other sizes: remove it, or name another output")
         set_state_dict(
             self._flow,
             self._optimizer.optimizer,
@@ -275,24 +290,9 @@ class Trainer:
         same = len(places) == self._accelerator.num_processes
         self._position = places[self._accelerator.process_index] if same else max(places)
 
-    def _write_adapter(self) -> Path:
-        """The averaged weights, if there is an average; else the last."""
-        with torch.no_grad():
-            for parameter, averaged in zip(self._learned, self._average):
-                parameter.copy_(averaged)
-        weights = get_model_state_dict(self._flow, options=WHOLE)
-        path = self._config.output / ADAPTER
-        if self._accelerator.is_main_process:
-            with torch.device("meta"):
-                adapter = CharacterAdapter(self._sizes)
-            adapter.load_state_dict({self._names[name]: weight for name, weight in weights.items()}, assign=True)
-            adapter.save(path)
-        self._accelerator.wait_for_everyone()
-        return path
-
 
 def _names_in_adapter(flow: CharacterFlow, adapter: CharacterAdapter) -> dict[str, str]:
-    """A learned weight's name in the flow → its name in the adapter."""
+    """A learned weight's name in the flow → its name in the adapter, in the order of the flow's parameters."""
     names = {parameter: name for name, parameter in adapter.named_parameters()}
     return {name: names[parameter] for name, parameter in flow.named_parameters() if parameter in names}
 

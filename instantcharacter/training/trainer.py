@@ -61,8 +61,8 @@ def train(config: TrainingConfig) -> Path:
         return Trainer(config, accelerator, transformer, adapter, examples).run()
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
-            "the GPU's memory is too small for this training: try optimizer adamw8bit, a smaller batch_size and a larger "
-            "accumulate, or a filled cache"
+            "the GPU's memory is too small for this training: try optimizer adamw8bit, a smaller batch_size and more "
+            "to accumulate, or a filled cache"
         ) from error
 
 

@@ -104,7 +104,8 @@ class Trainer:
         flow = CharacterFlow(transformer, adapter, config.checkpointing)
         self._sizes, self._names = adapter.config, _names_in_adapter(flow, adapter)
         self._flow, self._optimizer = accelerator.prepare(flow, _optimizer(_learned(flow), config))
-        self._learned = _learned(self._flow)
+        self._module = accelerator.unwrap_model(self._flow)
+        self._learned = _learned(self._module)
         side = config.resolution // VAE_SCALE
         self._places = positions(torch.empty(1, 1, side, side, device=accelerator.device))
         self._step, self._position = 0, 0
@@ -227,7 +228,7 @@ class Trainer:
         """Image tokens, with the same noise every time."""
         config, device = self._config, self._accelerator.device
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(config.model, subfolder="scheduler")
-        width = self._accelerator.unwrap_model(self._flow).transformer.config.in_channels
+        width = self._module.transformer.config.in_channels
         generator = torch.Generator(device).manual_seed(config.seed)
         noise = torch.randn(1, len(self._places), width, generator=generator, device=device)
         one = {key: tensor[None] for key, tensor in {**text, **features}.items()}
@@ -246,7 +247,7 @@ class Trainer:
     def _save(self) -> None:
         """Write the state and the adapter, each whole or not at all."""
         positions = self._accelerator.gather(torch.tensor([self._position], device=self._accelerator.device))
-        weights, moments = get_state_dict(self._flow, self._optimizer.optimizer, options=WHOLE)
+        weights, moments = get_state_dict(self._module, self._optimizer.optimizer, options=WHOLE)
         if self._accelerator.is_main_process:
             state = {
                 "step": self._step,
@@ -278,7 +279,7 @@ class Trainer:
         if {name: weight.shape for name, weight in weights.items()} != mine:
             raise ValueError(f"{path} is of an adapter of other sizes: remove it, or name another output")
         set_state_dict(
-            self._flow,
+            self._module,
             self._optimizer.optimizer,
             model_state_dict=weights,
             optim_state_dict=moments,

@@ -5,15 +5,15 @@ work=$1 out=$1/assets
 mkdir -p "$out"
 run() { echo "== $(date +%T) $*"; python -m "toy.$@"; }
 
+run train_tokenizers "$out"
+run train_text "$out" "${T5:-2500}" & text=$!
 run pictures "$work/held" --looks 512 --held-out
 run pictures "$work/album" --looks "${LOOKS:-10000}"
-run train_text "$out" "${T5:-2500}" & text=$!
 run train_vae "$work/album" "$out" "${VAE:-2500}" & vae=$!
-wait $text
 run train_siglip "$work/album" "$out" "${SIGLIP:-700}" & siglip=$!
 run train_dinov2 "$work/album" "$out" "${DINOV2:-400}" & dinov2=$!
 run judge "$work/album" "$out" "${JUDGE:-1000}" & judge=$!
-wait $vae $siglip $dinov2 $judge
+for part in $text $vae $siglip $dinov2 $judge; do wait "$part"; done
 run train_flux "$work/album" "$out" "${FLUX:-12000}" "${GUIDED:-400}"
 run train_lora "$out" "${LORA:-600}"
 run dataset "$work/album" "$work/data"

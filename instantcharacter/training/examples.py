@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..encoders import CharacterEncoder, squares
 from ..files import read_safetensors, written_whole
 from ..reference import open_picture
-from .config import TrainingConfig
+from .config import Preview, TrainingConfig
 from .objective import pack
 from .samples import BadSample, Encoded, Sample, Samples, Tally
 
@@ -144,6 +145,13 @@ class Examples:
                     yield self._batch(begun), after
                     begun = []
 
+    def fill_always(self) -> None:
+        """Have in the cache what no sample brings: no text, nobody, the previews."""
+        self._text("")
+        self._character(_white())
+        for preview in self._config.previews:
+            self.told(preview)
+
     @cached_property
     def without_text(self) -> Tensors:
         """What FLUX is told when nothing is said."""
@@ -152,16 +160,17 @@ class Examples:
     @cached_property
     def without_character(self) -> Tensors:
         """The features of a white picture."""
-        white = Image.new("RGB", (self._config.resolution,) * 2, "white")
-        return self._look([_squares(white)])[0]
+        return self._character(_white())
 
-    def told(self, prompt: str, reference: str) -> tuple[Tensors, Tensors]:
-        """A text's embeddings and a picture's features."""
-        begun = self._features.begin(Path(reference))
-        return self._text(prompt), _on(self._features.finish([begun])[0], self._device)
+    def told(self, preview: Preview) -> tuple[Tensors, Tensors]:
+        """A preview's text, and the features of its reference."""
+        return self._text(preview.prompt), self._character(Path(preview.reference))
 
     def _text(self, text: str) -> Tensors:
         return _on(self._texts.finish([self._texts.begin(text)])[0], self._device)
+
+    def _character(self, reference: Encoded) -> Tensors:
+        return _on(self._features.finish([self._features.begin(reference)])[0], self._device)
 
     def _begin(self, sample: Sample | BadSample) -> tuple[_Begun, _Begun, _Begun]:
         if isinstance(sample, BadSample):
@@ -242,15 +251,19 @@ def in_order(features: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     return shallow, deep, tiles
 
 
-def _squares(picture: Encoded | Image.Image) -> Tensor:
+def _white() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(file, "PNG")
+    return file.getvalue()
+
+
+def _squares(picture: Encoded) -> Tensor:
     return squares(_opened(picture))
 
 
-def _opened(picture: Encoded | Image.Image) -> Path | Image.Image:
+def _opened(picture: Encoded) -> Path | Image.Image:
     if not isinstance(picture, bytes):
         return picture
-    import io
-
     try:
         return Image.open(io.BytesIO(picture))
     except OSError as error:

@@ -67,11 +67,16 @@ def train(config: TrainingConfig) -> Path:
 
 
 def prepare(config: TrainingConfig, samples: int) -> None:
-    """Fill the cache with what the first ``samples`` samples need."""
+    """Fill the cache with what the first ``samples`` samples need, and what every training does.
+
+    The training then loads neither text nor vision encoders.
+    """
     if config.cache is None:
         raise ValueError("there is no cache to fill: name a folder for it in the config")
     accelerator = Accelerator()
-    batches = Examples(config, accelerator.device).batches(0)
+    examples = Examples(config, accelerator.device)
+    examples.fill_always()
+    batches = examples.batches(0)
     for _ in tqdm(range(-(-samples // config.batch_size)), desc="cache"):
         next(batches)
 
@@ -217,7 +222,7 @@ class Trainer:
     def _preview(self) -> None:
         """Draw the previews into TensorBoard; every process takes part, for a model that is in pieces."""
         for i, preview in enumerate(self._config.previews):
-            text, features = self._examples.told(preview.prompt, preview.reference)
+            text, features = self._examples.told(preview)
             tokens = self._draw(text, features)
             if self._accelerator.is_main_process:
                 picture = self._decode(tokens)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from instantcharacter import CharacterAdapter, InstantCharacterPipeline
-from instantcharacter.training import Preview, prepare, train, trainer
+from instantcharacter.training import Preview, examples, prepare, train, trainer
 from instantcharacter.training.examples import Examples
 from instantcharacter.training.flow import CharacterFlow, new_adapter
 from instantcharacter.training.objective import add_noise, draw_sigmas, positions, velocity_losses
@@ -239,6 +239,18 @@ def test_the_cache_changes_nothing(config):
     live, cached = (train(replace(config, output=config.output / str(c), cache=c)) for c in (None, config.cache))
     for one, other in zip(weights(live).values(), weights(cached).values()):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_what_is_held_in_memory_is_read_once(config, monkeypatch):
+    whole = train(replace(config, output=config.output / "read", steps=9))
+    read, count = examples._kept, []
+    monkeypatch.setattr(examples, "_kept", lambda file: (count.append(file), read(file))[1])
+    held = train(replace(config, output=config.output / "held", steps=9, held_gib=1.0))
+    assert same(weights(whole), weights(held))
+    assert len(count) < 40  # 18 samples and more that are read ahead, of three files each, would be 54 and more
+    little = Examples(replace(config, held_gib=1e-9), torch.device("cpu"))
+    next(little.batches(0))
+    assert not little._features._held.tensors
 
 
 def test_only_what_is_to_be_cached_is(config, tmp_path):

@@ -112,6 +112,7 @@ def train(assets: Path, data: Path, out: Path, variant: Variant, steps: int, siz
             checkpointing=False,
             precision="bfloat16" if DEVICE == "cuda" else "float32",
             cache=data / "cache",
+            held_gib=16.0,
             workers=5,
             save_every=10**9,
         )

@@ -72,6 +72,7 @@ class TrainingConfig:
         cache: a folder for what models make of samples, computed once; nothing is kept if not given. At the released
             sizes and 512 pixels a sample's latents take 0.13 MB, its text 4 MB, its features 31 MB.
         cached: what of it is kept.
+        held_gib: host memory for what was computed or read, so that a small dataset is read once.
         workers: threads that read and decode.
         log_every: steps between two entries in TensorBoard.
         save_every: steps between two states to go on from; the end is one, too.
@@ -105,6 +106,7 @@ class TrainingConfig:
     seed: int = 0
     cache: Path | None = None
     cached: tuple[Literal["latents", "texts", "features"], ...] = ("latents", "texts", "features")
+    held_gib: float = 0.0
     workers: int = 4
     log_every: int = 50
     save_every: int = 1000

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..encoders import CharacterEncoder, squares
 from ..files import read_safetensors, written_whole
+from ..memory import GIB
 from ..reference import open_picture
 from .config import Preview, TrainingConfig
 from .objective import pack
@@ -55,6 +56,7 @@ class Computed(Generic[Given]):
 
     Args:
         folder: of its cache; nothing is kept if not given.
+        held: what is in host memory already.
         prepare: in a thread of its own: decodes what was given. Raises ``BadSample``.
         compute: on the device: what was decoded, several at once, to the tensors of each.
     """
@@ -62,21 +64,26 @@ class Computed(Generic[Given]):
     def __init__(
         self,
         folder: Path | None,
+        held: Held,
         prepare: Callable[[Given], Any],
         compute: Callable[[list[Any]], list[Tensors]],
     ) -> None:
         self._folder = folder
+        self._held = held
         self._prepare = prepare
         self._compute = compute
 
     def begin(self, given: Given) -> _Begun:
         """What the cache has of it, or else what has to be computed."""
+        key = (id(self), given)
+        if held := self._held.tensors.get(key):
+            return _Begun(key, None, held, None)
         file = None
         if self._folder:
             file = self._folder / f"{_digest(given)}.safetensors"
             if kept := _kept(file):
-                return _Begun(file, kept, None)
-        return _Begun(file, None, self._prepare(given))
+                return _Begun(key, file, kept, None)
+        return _Begun(key, file, None, self._prepare(given))
 
     def finish(self, begun: list[_Begun]) -> list[Tensors]:
         """The tensors of each; those not in the cache are computed together, and kept."""
@@ -88,11 +95,31 @@ class Computed(Generic[Given]):
             if part.tensors is None and part.file:
                 with written_whole(part.file) as partial:
                     save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
+            self._held.add(part.key, tensors)
             finished.append(tensors)
         return finished
 
 
+class Held:
+    """What was computed or read, in host memory while there is room; it is never forgotten.
+
+    Args:
+        room: bytes.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.tensors: dict[Hashable, Tensors] = {}
+        self._room = room
+
+    def add(self, key: Hashable, tensors: Tensors) -> None:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if key not in self.tensors and size <= self._room:
+            self.tensors[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
+            self._room -= size
+
+
 class _Begun(NamedTuple):
+    key: Hashable
     file: Path | None
     tensors: Tensors | None
     prepared: Any
@@ -119,10 +146,12 @@ class Examples:
         self._dtype = getattr(torch, config.precision)
         self._samples = Samples(config.data, config.seed)
         self.tally = Tally()
-        self._latents = Computed(self._cache("latents", config.model, config.resolution), self._crop, self._encode)
-        self._texts: Computed[str] = Computed(self._cache("texts", config.model), str, self._read)
-        encoders = (config.siglip, config.dinov2)
-        self._features = Computed(self._cache("features", *encoders), _squares, self._look)
+        held = Held(int(config.held_gib * GIB))
+        latents, texts = self._cache("latents", config.model, config.resolution), self._cache("texts", config.model)
+        features = self._cache("features", config.siglip, config.dinov2)
+        self._latents = Computed(latents, held, self._crop, self._encode)
+        self._texts: Computed[str] = Computed(texts, held, str, self._read)
+        self._features = Computed(features, held, _squares, self._look)
 
     def batches(self, position: int) -> Iterator[tuple[Batch, int]]:
         """Batches without end, from a position in the samples on, each with the position after it."""

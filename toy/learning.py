@@ -1,4 +1,4 @@
-"""What the toy trainings share: an optimiser with its schedule, a moving average, a line of progress."""
+"""What the toy trainings share: optimisers with their schedule, a moving average, a line of progress."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MOMENTUM = 0.95
+"""Of Muon."""
 torch.backends.cuda.enable_cudnn_sdp(False)  # its backward fails at heads of 32 (torch 2.11, H100)
 
 
@@ -48,7 +50,7 @@ def learn(
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
     ]
     if hidden:
-        optimizers.append(torch.optim.Muon(hidden, 4 * rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(hidden, 4 * rate, weight_decay=decay))
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
     averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
     began, shown = time.monotonic(), torch.zeros((), device=DEVICE)
@@ -71,6 +73,42 @@ def learn(
             print(f"{name} {step + 1}/{steps} loss {shown.item() / every:.4f} {seconds:.0f} s", flush=True)
             shown.zero_()
     return averaged.module if averaged else modules
+
+
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon with ``match_rms_adamw``, all matrices of a shape at once: a small model has many of them.
+
+    Source: https://kellerjordan.github.io/posts/muon; arXiv 2502.16982 for the rate.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
+            for matrix in group["params"]:
+                alike.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in alike.items():
+                gradients = torch.stack([matrix.grad for matrix in matrices])
+                average = self.state[matrices[0]].setdefault("average", torch.zeros_like(gradients))
+                average.lerp_(gradients, 1 - MOMENTUM)
+                turn = _orthogonal(gradients.lerp_(average, MOMENTUM))
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(matrices, turn.unbind(), alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest orthogonal matrix of each, about, by five steps of Newton and Schulz; [N, R, C]."""
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        squared = x @ x.mT
+        x = 3.4445 * x + (-4.775 * squared + 2.0315 * squared @ squared) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def _rate(step: int, steps: int) -> float:

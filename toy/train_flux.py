@@ -59,15 +59,16 @@ def train(album: Album, out: Path, steps: int, distilling: int, size: int = 512)
 
     def loss(step: int, batch: Tensor) -> Tensor:
         if step == 0 and DEVICE == "cuda":
-            flux.compile_repeated_blocks()
+            flux.compile_repeated_blocks(dynamic=False)
         latents, noise, sigmas, places, text = draw_batch(data, batch, step, SMALL[step > TURN * steps])
-        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, places, text, torch.ones(size, device=DEVICE))
+        one = torch.ones(len(latents), device=DEVICE)
+        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, places, text, one)
         return velocity_losses(said, latents, noise).mean()
 
     hidden = [p for name, p in flux.named_parameters() if "transformer_blocks" in name and p.ndim == 2]
     drawn = batches(2 * len(shots), size, steps, 1)
     kept = learn("flux", flux, drawn, steps, loss, rate=RATE, average=0.999, hidden=hidden)
-    flux = distil(kept, data, distilling, size // 2) if distilling else kept
+    flux = distil(kept, data, distilling, size) if distilling else kept
     pipeline.transformer = flux
     pipeline.to("cpu", torch.float16).save_pretrained(out / "flux")
 
@@ -75,15 +76,14 @@ def train(album: Album, out: Path, steps: int, distilling: int, size: int = 512)
 def distil(before: FluxTransformer2DModel, data: Latents, steps: int, size: int) -> FluxTransformer2DModel:
     """Teach it to draw with guidance in one pass."""
     flux, before = copy.deepcopy(before).requires_grad_(True), before.requires_grad_(False)
-    empty = torch.full((size,), len(data.prompts) - 1, device=DEVICE)
-    one = torch.ones(size, device=DEVICE)
 
     def loss(step: int, batch: Tensor) -> Tensor:
         if step == 0 and DEVICE == "cuda":
-            flux.compile_repeated_blocks()
-            before.compile_repeated_blocks()
+            flux.compile_repeated_blocks(dynamic=False)
+            before.compile_repeated_blocks(dynamic=False)
         latents, noise, sigmas, places, text = draw_batch(data, batch, step, SMALL[1])
-        noisy, guidance = add_noise(latents, noise, sigmas), torch.empty(size, device=DEVICE).uniform_(*GUIDANCE)
+        noisy, one = add_noise(latents, noise, sigmas), torch.ones_like(sigmas)
+        guidance, empty = torch.empty_like(sigmas).uniform_(*GUIDANCE), torch.full_like(text, len(data.prompts) - 1)
         with torch.no_grad():
             with_text, without = (say(before, data, noisy, sigmas, places, t, one) for t in (text, empty))
             wanted = without + guidance[:, None, None] * (with_text - without)
@@ -94,8 +94,9 @@ def distil(before: FluxTransformer2DModel, data: Latents, steps: int, size: int)
 
 
 def draw_batch(data: Latents, batch: Tensor, step: int, share: float) -> tuple[Tensor, ...]:
-    """Latents, noise, noise levels, places, and which texts; small ones with a probability of ``share``."""
+    """Latents, noise, noise levels, places, and which texts; small ones with a probability of ``share``, or half as many."""
     small = torch.rand((), generator=torch.Generator().manual_seed(step)).item() < share
+    batch = batch if small else batch[: len(batch) // 2]
     latents, places = data.packed[small][batch], data.places[small]
     generator = torch.Generator(DEVICE).manual_seed(step)
     sigmas = draw_sigmas(len(batch), latents.shape[1], generator)

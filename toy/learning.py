@@ -78,6 +78,8 @@ def learn(
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon with ``match_rms_adamw``, all matrices of a shape at once: a small model has many of them.
 
+    A convolution's kernel is a matrix of as many rows as it has outputs.
+
     Source: https://kellerjordan.github.io/posts/muon; arXiv 2502.16982 for the rate.
     """
 
@@ -90,13 +92,14 @@ class Muon(torch.optim.Optimizer):
             alike: dict[torch.Size, list[nn.Parameter]] = {}
             for matrix in group["params"]:
                 alike.setdefault(matrix.shape, []).append(matrix)
-            for shape, matrices in alike.items():
+            for matrices in alike.values():
                 gradients = torch.stack([matrix.grad for matrix in matrices])
                 average = self.state[matrices[0]].setdefault("average", torch.zeros_like(gradients))
                 average.lerp_(gradients, 1 - MOMENTUM)
-                turn = _orthogonal(gradients.lerp_(average, MOMENTUM))
+                turn = _orthogonal(gradients.lerp_(average, MOMENTUM).flatten(2))
+                rate = group["lr"] * 0.2 * math.sqrt(max(turn.shape[1:]))
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(matrices, turn.unbind(), alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+                torch._foreach_add_(matrices, turn.view_as(gradients).unbind(), alpha=-rate)
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ run train_siglip "$work/album" "$out" "${SIGLIP:-700}" & siglip=$!
 run train_dinov2 "$work/album" "$out" "${DINOV2:-400}" & dinov2=$!
 run judge "$work/album" "$out" "${JUDGE:-1000}" & judge=$!
 for part in $text $vae $siglip $dinov2 $judge; do wait "$part"; done
-run train_flux "$work/album" "$out" "${FLUX:-12000}" "${GUIDED:-400}"
+run train_flux "$work/album" "$out" "${FLUX_128:-8000}" --side 128
+run train_flux "$work/album" "$out" "${FLUX_256:-3000}" --rate 5e-4
+run train_flux "$work/album" "$out" "${GUIDED:-400}" --distil
 run train_lora "$out" "${LORA:-600}"
 run dataset "$work/album" "$work/data"

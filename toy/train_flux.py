@@ -1,14 +1,14 @@
-"""The toy FLUX: ``python -m toy.train_flux ALBUM OUT STEPS DISTILLING``, after the VAE and the text encoders.
+"""The toy FLUX, after the VAE and the text encoders: ``python -m toy.train_flux ALBUM OUT STEPS --side 128``.
 
-First it learns to draw what captions say, at 256 and at 128 pixels. Then, as FLUX.1-dev was, it is taught to draw with
-guidance in one pass: what it says under a guidance of g is to be what it said before without text, and g times the way
-from there to what it said with text.
+First it learns to draw what captions say, at 128 and then at 256 pixels; every run goes on from what is in ``OUT``.
+Then, with ``--distil``, it is taught to draw with guidance in one pass, as FLUX.1-dev was: what it says under a
+guidance of g is to be what it said before without text, and g times the way from there to what it said with text.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,9 @@ from instantcharacter.training.objective import add_noise, draw_sigmas, pack, po
 from toy.learning import DEVICE, learn
 from toy.models import T5_LENGTH, new_flux, new_scheduler
 from toy.pictures import Album, batches, to_floats
+from toy.world import SIDE
 
 WITHOUT_TEXT = 0.1
-SMALL = (0.9, 0.15)
-"""Of the steps are at half the side, where a step takes a third of the time: before and after the turn."""
-TURN = 0.6
-"""Of the steps are before it."""
 RATE = 1e-3
 """Of AdamW, and 4e-3 of Muon in the blocks: the best of those tried at a smaller size (benchmarks/RESULTS.md)."""
 GUIDANCE = (1.0, 5.0)
@@ -35,75 +32,69 @@ GUIDANCE = (1.0, 5.0)
 
 @dataclass
 class Latents:
-    """What FLUX learns from: latents at both sizes, packed, and texts; the last text is empty.
+    """What FLUX learns from: latents, packed, and texts; the last text is empty.
 
     Attributes:
-        packed: [2·N, 256, 64] and [2·N, 64, 64]; the second half mirrored.
+        packed: [2·N, S, C]; the second half mirrored.
         places: of their tokens.
         prompts: [N + 1, 32, width].
         pooled: [N + 1, width].
     """
 
-    packed: tuple[Tensor, Tensor]
-    places: tuple[Tensor, Tensor]
+    packed: Tensor
+    places: Tensor
     prompts: Tensor
     pooled: Tensor
 
 
-def train(album: Album, out: Path, steps: int, distilling: int, size: int = 512) -> None:
-    torch.manual_seed(0)
-    pipeline = _pipeline(out)
-    shots = album.pictures[:, 1:].flatten(0, 1)
-    data = encode(pipeline, shots, [shot.caption() for shots in album.shots for shot in shots])
-    flux = pipeline.transformer.to(DEVICE)
+def train(album: Album, out: Path, steps: int, side: int, rate: float = RATE, size: int = 512) -> None:
+    """Learn from ``size`` pictures of 128 pixels a step, or from half as many of 256."""
+    pipeline, data = _begin(album, out, side)
+    flux, size = pipeline.transformer, size * 128 // side
 
     def loss(step: int, batch: Tensor) -> Tensor:
         if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks(dynamic=False)
-        latents, noise, sigmas, places, text = draw_batch(data, batch, step, SMALL[step > TURN * steps])
-        one = torch.ones(len(latents), device=DEVICE)
-        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, places, text, one)
+        latents, noise, sigmas, text = draw_batch(data, batch, step)
+        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, text, torch.ones_like(sigmas))
         return velocity_losses(said, latents, noise).mean()
 
     hidden = [p for name, p in flux.named_parameters() if "transformer_blocks" in name and p.ndim == 2]
-    drawn = batches(2 * len(shots), size, steps, 1)
-    kept = learn("flux", flux, drawn, steps, loss, rate=RATE, average=0.999, hidden=hidden)
-    flux = distil(kept, data, distilling, size) if distilling else kept
-    pipeline.transformer = flux
-    pipeline.to("cpu", torch.float16).save_pretrained(out / "flux")
+    drawn = batches(len(data.packed), size, steps, 1)
+    _end(pipeline, learn("flux", flux, drawn, steps, loss, rate=rate, average=0.999, hidden=hidden), out)
 
 
-def distil(before: FluxTransformer2DModel, data: Latents, steps: int, size: int) -> FluxTransformer2DModel:
+def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 256) -> None:
     """Teach it to draw with guidance in one pass."""
-    flux, before = copy.deepcopy(before).requires_grad_(True), before.requires_grad_(False)
+    pipeline, data = _begin(album, out, SIDE)
+    flux = pipeline.transformer
+    before = copy.deepcopy(flux).requires_grad_(False)
 
     def loss(step: int, batch: Tensor) -> Tensor:
         if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks(dynamic=False)
             before.compile_repeated_blocks(dynamic=False)
-        latents, noise, sigmas, places, text = draw_batch(data, batch, step, SMALL[1])
+        latents, noise, sigmas, text = draw_batch(data, batch, step)
         noisy, one = add_noise(latents, noise, sigmas), torch.ones_like(sigmas)
         guidance, empty = torch.empty_like(sigmas).uniform_(*GUIDANCE), torch.full_like(text, len(data.prompts) - 1)
         with torch.no_grad():
-            with_text, without = (say(before, data, noisy, sigmas, places, t, one) for t in (text, empty))
+            with_text, without = (say(before, data, noisy, sigmas, t, one) for t in (text, empty))
             wanted = without + guidance[:, None, None] * (with_text - without)
-        return F.mse_loss(say(flux, data, noisy, sigmas, places, text, guidance).float(), wanted.float())
+        return F.mse_loss(say(flux, data, noisy, sigmas, text, guidance).float(), wanted.float())
 
-    count = len(data.packed[0])
-    return learn("flux guided", flux, batches(count, size, steps, 2), steps, loss, rate=5e-4, average=0.998)
+    drawn = batches(len(data.packed), size, steps, 2)
+    _end(pipeline, learn("flux guided", flux, drawn, steps, loss, rate=rate, average=0.998), out)
 
 
-def draw_batch(data: Latents, batch: Tensor, step: int, share: float) -> tuple[Tensor, ...]:
-    """Latents, noise, noise levels, places, and which texts; small ones with a probability of ``share``, or half as many."""
-    small = torch.rand((), generator=torch.Generator().manual_seed(step)).item() < share
-    batch = batch if small else batch[: len(batch) // 2]
-    latents, places = data.packed[small][batch], data.places[small]
+def draw_batch(data: Latents, batch: Tensor, step: int) -> tuple[Tensor, ...]:
+    """Latents, noise, noise levels, and which texts."""
+    latents = data.packed[batch]
     generator = torch.Generator(DEVICE).manual_seed(step)
     sigmas = draw_sigmas(len(batch), latents.shape[1], generator)
     without = torch.rand(len(batch), generator=generator, device=DEVICE) < WITHOUT_TEXT
     text = torch.where(without, len(data.prompts) - 1, batch % (len(data.prompts) - 1))
     noise = torch.randn(latents.shape, generator=generator, device=DEVICE, dtype=latents.dtype)
-    return latents, noise, sigmas, places, text
+    return latents, noise, sigmas, text
 
 
 def say(
@@ -111,7 +102,6 @@ def say(
     data: Latents,
     noisy: Tensor,
     sigmas: Tensor,
-    places: Tensor,
     text: Tensor,
     guidance: Tensor,
 ) -> Tensor:
@@ -123,29 +113,26 @@ def say(
         encoder_hidden_states=data.prompts[text],
         pooled_projections=data.pooled[text],
         txt_ids=torch.zeros(data.prompts.shape[1], 3, device=DEVICE),
-        img_ids=places,
+        img_ids=data.places,
         return_dict=False,
     )[0]
 
 
 @torch.no_grad()
-def encode(pipeline: FluxPipeline, pictures: Tensor, captions: list[str]) -> Latents:
-    """Latents of uint8 pictures and of their mirror images, at both sizes; texts."""
+def encode(pipeline: FluxPipeline, pictures: Tensor, captions: list[str], side: int = SIDE) -> Latents:
+    """Latents of uint8 pictures, made ``side`` pixels wide, and of their mirror images; texts."""
     vae: AutoencoderKL = pipeline.vae.to(DEVICE)
-    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
-    packed: tuple[list[Tensor], list[Tensor]] = ([], [])
+    packed = []
     for mirrored in (False, True):
         for part in pictures.split(128):
-            shown = to_floats(part.to(DEVICE))
-            shown = shown.flip(-1) if mirrored else shown
-            for kept, side in zip(packed, (shown, F.avg_pool2d(shown, 2))):
-                with torch.autocast(DEVICE, torch.bfloat16):
-                    latents = (vae.encode(side).latent_dist.mode() - shift) * scale
-                kept.append(pack(latents.to(torch.bfloat16)))
-    places = tuple(positions(torch.empty(1, 1, side, side, device=DEVICE)) for side in (32, 16))
+            shown = F.avg_pool2d(to_floats(part.to(DEVICE)), SIDE // side)
+            with torch.autocast(DEVICE, torch.bfloat16):
+                latents = vae.encode(shown.flip(-1) if mirrored else shown).latent_dist.mode()
+            latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+            packed.append(pack(latents.to(torch.bfloat16)))
     texts = [encode_prompts(pipeline, captions[i : i + 512]) for i in range(0, len(captions), 512)]
     prompts, pooled = (torch.cat(part) for part in zip(*texts, encode_prompts(pipeline, [""])))
-    return Latents((torch.cat(packed[0]), torch.cat(packed[1])), places, prompts, pooled)
+    return Latents(torch.cat(packed), positions(latents), prompts, pooled)
 
 
 def encode_prompts(pipeline: FluxPipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -153,17 +140,38 @@ def encode_prompts(pipeline: FluxPipeline, captions: list[str]) -> tuple[Tensor,
     return prompts, pooled
 
 
-def _pipeline(out: Path) -> FluxPipeline:
-    return FluxPipeline(
+def _begin(album: Album, out: Path, side: int) -> tuple[FluxPipeline, Latents]:
+    torch.manual_seed(0)
+    known = out / "flux/transformer"
+    flux = FluxTransformer2DModel.from_pretrained(known, torch_dtype=torch.float32) if known.is_dir() else new_flux()
+    pipeline = FluxPipeline(
         scheduler=new_scheduler(),
         vae=AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32),
-        text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).to(DEVICE),
+        text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(out / "tokenizer"),
-        text_encoder_2=T5EncoderModel.from_pretrained(out / "text_encoder_2", dtype=torch.float32).to(DEVICE),
+        text_encoder_2=T5EncoderModel.from_pretrained(out / "text_encoder_2", dtype=torch.float32),
         tokenizer_2=AutoTokenizer.from_pretrained(out / "tokenizer_2"),
-        transformer=new_flux(),
-    )
+        transformer=flux.train().requires_grad_(True),
+    ).to(DEVICE)
+    shots = [shot.caption() for row in album.shots for shot in row]
+    return pipeline, encode(pipeline, album.pictures[:, 1:].flatten(0, 1), shots, side)
+
+
+def _end(pipeline: FluxPipeline, flux: FluxTransformer2DModel, out: Path) -> None:
+    pipeline.transformer = flux
+    pipeline.to("cpu", torch.float16).save_pretrained(out / "flux")
 
 
 if __name__ == "__main__":
-    train(Album(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("album", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--side", type=int, choices=(128, SIDE), default=SIDE)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--distil", action="store_true")
+    options = parser.parse_args()
+    if options.distil:
+        distil(Album(options.album), options.out, options.steps)
+    else:
+        train(Album(options.album), options.out, options.steps, options.side, options.rate)

@@ -36,9 +36,8 @@ def train(out: Path, steps: int, size: int = 256) -> None:
     flux.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
 
     def loss(step: int, batch: Tensor) -> Tensor:
-        latents, noise, sigmas, places, text = draw_batch(data, batch, step, share=0.0)
-        one = torch.ones(len(batch), device=DEVICE)
-        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, places, text, one)
+        latents, noise, sigmas, text = draw_batch(data, batch, step)
+        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, text, torch.ones_like(sigmas))
         return velocity_losses(said, latents, noise).mean()
 
     learned = torch.nn.ParameterList(parameter for parameter in flux.parameters() if parameter.requires_grad)

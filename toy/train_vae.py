@@ -1,7 +1,7 @@
 """The toy VAE: ``python -m toy.train_vae ALBUM OUT``. Absolute error, edges, and a little of KL.
 
-Every fourth time a latent is made smaller first, and is to be the picture made smaller: what FLUX learns at half the side
-is then true at the whole one, and latents are easier to learn (EQ-VAE, arXiv 2502.09509).
+Every fourth time a latent is made smaller first, and is to be the picture made smaller: what FLUX learns at half the
+side is then true at the whole one, and latents are easier to learn (EQ-VAE, arXiv 2502.09509).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ KL = 1e-6
 """Of all of a crop's latent together, against the mean absolute error of its pixels: 2e-5 was measured to leave 3 of 16
 channels in use, and eyes without pupils."""
 CROP = 128
+RATE = 1.5e-3
+"""Of AdamW, and 6e-3 of Muon: in 300 small steps it went to 0.22, where AdamW alone ended at 0.30."""
 
 
 def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
@@ -30,6 +32,9 @@ def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
     vae = new_vae().to(DEVICE, memory_format=torch.channels_last)
 
     def loss(step: int, batch: Tensor) -> Tensor:
+        if step == 0 and DEVICE == "cuda":
+            vae.encoder.compile(dynamic=False)
+            vae.decoder.compile(dynamic=False)
         x, y = torch.randint(0, SIDE - CROP + 1, (2,)).tolist()
         shown = to_floats(pictures[batch, :, y : y + CROP, x : x + CROP]).contiguous(memory_format=torch.channels_last)
         latent = vae.encode(shown).latent_dist
@@ -39,9 +44,10 @@ def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
         drawn = vae.decode(sample).sample
         return F.l1_loss(drawn, shown) + 0.5 * _edges(drawn, shown) + KL * latent.kl().mean()
 
-    average = learn(
-        "vae", vae, batches(len(pictures), size, steps, 1), steps, loss, rate=1.5e-3, average=0.998, decay=0.0
-    )
+    ends = ("conv_in", "conv_out")
+    hidden = [p for name, p in vae.named_parameters() if p.ndim > 1 and not any(end in name for end in ends)]
+    drawn = batches(len(pictures), size, steps, 1)
+    average = learn("vae", vae, drawn, steps, loss, rate=RATE, average=0.998, decay=0.0, hidden=hidden)
     _scale_latents(average, pictures[:2048])
     print("vae: absolute error of held-out crops", _error(average, pictures[-512:]))
     save_half(average, out / "vae")

@@ -241,6 +241,12 @@ def test_the_cache_changes_nothing(config):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
+def test_what_was_kept_and_what_is_computed_come_together_on_the_device():
+    kept, computed = torch.zeros(2), torch.zeros(2, device="meta")
+    together = examples._together([{"tokens": kept}, {"tokens": computed}], torch.device("meta"))
+    assert together["tokens"].shape == (2, 2) and together["tokens"].device.type == "meta"
+
+
 def test_what_is_held_in_memory_is_read_once(config, monkeypatch):
     whole = train(replace(config, output=config.output / "read", steps=9))
     read, count = examples._kept, []

@@ -1,8 +1,9 @@
 """The toy FLUX, after the VAE and the text encoders: ``python -m toy.train_flux ALBUM OUT STEPS --side 128``.
 
-First it learns to draw what captions say, at 128 and then at 256 pixels; every run goes on from what is in ``OUT``.
-Then, with ``--distil``, it is taught to draw with guidance in one pass, as FLUX.1-dev was: what it says under a
-guidance of g is to be what it said before without text, and g times the way from there to what it said with text.
+First it learns to draw what captions say, at 128 pixels, then at 256 with 128 in between, which it forgets otherwise;
+every run goes on from what is in ``OUT``. Then, with ``--distil``, it is taught to draw with guidance in one pass, as
+FLUX.1-dev was: what it says under a guidance of g is to be what it said before without text, and g times the way from
+there to what it said with text.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ WITHOUT_TEXT = 0.1
 RATE = 1e-3
 """Of AdamW, and 4e-3 of Muon in the blocks: the best of those tried at a smaller size (benchmarks/RESULTS.md)."""
 GUIDANCE = (1.0, 5.0)
+SMALL = 128
+"""Pixels; of every so many steps at the whole size, one is at this:"""
+EVERY = 4
 
 
 @dataclass
@@ -35,36 +39,53 @@ class Latents:
     """What FLUX learns from: latents, packed, and texts; the last text is empty.
 
     Attributes:
+        side: of the pictures, in pixels.
         packed: [2·N, S, C]; the second half mirrored.
         places: of their tokens.
         prompts: [N + 1, 32, width].
         pooled: [N + 1, width].
     """
 
+    side: int
     packed: Tensor
     places: Tensor
     prompts: Tensor
     pooled: Tensor
 
 
-def train(album: Album, out: Path, steps: int, side: int, rate: float = RATE, size: int = 512) -> None:
+@dataclass
+class Sizes:
+    """The same pictures at one size or two, the largest last."""
+
+    sizes: list[Latents]
+
+    @property
+    def count(self) -> int:
+        return len(self.sizes[-1].packed)
+
+    def at(self, step: int) -> Latents:
+        """Those to learn from in a step."""
+        return self.sizes[0 if step % EVERY == 0 else -1]
+
+
+def train(album: Album, out: Path, steps: int, side: int, rate: float = RATE, size: int = 1024) -> None:
     """Learn from ``size`` pictures of 128 pixels a step, or from half as many of 256."""
     pipeline, data = _begin(album, out, side)
-    flux, size = pipeline.transformer, size * 128 // side
+    flux = pipeline.transformer
 
     def loss(step: int, batch: Tensor) -> Tensor:
         if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks(dynamic=False)
-        latents, noise, sigmas, text = draw_batch(data, batch, step)
-        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, text, torch.ones_like(sigmas))
+        latents, noise, sigmas, text = draw_batch(at := data.at(step), batch, step)
+        said = say(flux, at, add_noise(latents, noise, sigmas), sigmas, text, torch.ones_like(sigmas))
         return velocity_losses(said, latents, noise).mean()
 
     hidden = [p for name, p in flux.named_parameters() if "transformer_blocks" in name and p.ndim == 2]
-    drawn = batches(len(data.packed), size, steps, 1)
+    drawn = batches(data.count, size, steps, 1)
     _end(pipeline, learn("flux", flux, drawn, steps, loss, rate=rate, average=0.999, hidden=hidden), out)
 
 
-def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 256) -> None:
+def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 512) -> None:
     """Teach it to draw with guidance in one pass."""
     pipeline, data = _begin(album, out, SIDE)
     flux = pipeline.transformer
@@ -74,20 +95,21 @@ def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 
         if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks(dynamic=False)
             before.compile_repeated_blocks(dynamic=False)
-        latents, noise, sigmas, text = draw_batch(data, batch, step)
+        latents, noise, sigmas, text = draw_batch(at := data.at(step), batch, step)
         noisy, one = add_noise(latents, noise, sigmas), torch.ones_like(sigmas)
-        guidance, empty = torch.empty_like(sigmas).uniform_(*GUIDANCE), torch.full_like(text, len(data.prompts) - 1)
+        guidance, empty = torch.empty_like(sigmas).uniform_(*GUIDANCE), torch.full_like(text, len(at.prompts) - 1)
         with torch.no_grad():
-            with_text, without = (say(before, data, noisy, sigmas, t, one) for t in (text, empty))
+            with_text, without = (say(before, at, noisy, sigmas, t, one) for t in (text, empty))
             wanted = without + guidance[:, None, None] * (with_text - without)
-        return F.mse_loss(say(flux, data, noisy, sigmas, text, guidance).float(), wanted.float())
+        return F.mse_loss(say(flux, at, noisy, sigmas, text, guidance).float(), wanted.float())
 
-    drawn = batches(len(data.packed), size, steps, 2)
+    drawn = batches(data.count, size, steps, 2)
     _end(pipeline, learn("flux guided", flux, drawn, steps, loss, rate=rate, average=0.998), out)
 
 
 def draw_batch(data: Latents, batch: Tensor, step: int) -> tuple[Tensor, ...]:
-    """Latents, noise, noise levels, and which texts."""
+    """Latents, noise, noise levels, and which texts; of large pictures, half the batch."""
+    batch = batch[: len(batch) * SMALL // data.side]
     latents = data.packed[batch]
     generator = torch.Generator(DEVICE).manual_seed(step)
     sigmas = draw_sigmas(len(batch), latents.shape[1], generator)
@@ -132,7 +154,7 @@ def encode(pipeline: FluxPipeline, pictures: Tensor, captions: list[str], side: 
             packed.append(pack(latents.to(torch.bfloat16)))
     texts = [encode_prompts(pipeline, captions[i : i + 512]) for i in range(0, len(captions), 512)]
     prompts, pooled = (torch.cat(part) for part in zip(*texts, encode_prompts(pipeline, [""])))
-    return Latents(torch.cat(packed), positions(latents), prompts, pooled)
+    return Latents(side, torch.cat(packed), positions(latents), prompts, pooled)
 
 
 def encode_prompts(pipeline: FluxPipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -140,7 +162,7 @@ def encode_prompts(pipeline: FluxPipeline, captions: list[str]) -> tuple[Tensor,
     return prompts, pooled
 
 
-def _begin(album: Album, out: Path, side: int) -> tuple[FluxPipeline, Latents]:
+def _begin(album: Album, out: Path, side: int) -> tuple[FluxPipeline, Sizes]:
     torch.manual_seed(0)
     known = out / "flux/transformer"
     flux = FluxTransformer2DModel.from_pretrained(known, torch_dtype=torch.float32) if known.is_dir() else new_flux()
@@ -154,7 +176,8 @@ def _begin(album: Album, out: Path, side: int) -> tuple[FluxPipeline, Latents]:
         transformer=flux.train().requires_grad_(True),
     ).to(DEVICE)
     shots = [shot.caption() for row in album.shots for shot in row]
-    return pipeline, encode(pipeline, album.pictures[:, 1:].flatten(0, 1), shots, side)
+    pictures = album.pictures[:, 1:].flatten(0, 1)
+    return pipeline, Sizes([encode(pipeline, pictures, shots, each) for each in (SMALL, SIDE) if each <= side])
 
 
 def _end(pipeline: FluxPipeline, flux: FluxTransformer2DModel, out: Path) -> None:
@@ -167,7 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("album", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("steps", type=int)
-    parser.add_argument("--side", type=int, choices=(128, SIDE), default=SIDE)
+    parser.add_argument("--side", type=int, choices=(SMALL, SIDE), default=SIDE)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--distil", action="store_true")
     options = parser.parse_args()

@@ -24,7 +24,7 @@ RANK = 8
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "proj_out", "ff.net.0.proj", "ff.net.2"]
 
 
-def train(out: Path, steps: int, size: int = 256) -> None:
+def train(out: Path, steps: int, size: int = 512) -> None:
     torch.manual_seed(0)
     rng = random.Random("lora")
     shots = [random_shot(rng, random_look(rng, False), LORA_STYLE) for _ in range(PICTURES)]

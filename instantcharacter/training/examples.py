@@ -314,7 +314,7 @@ def _digest(given: Any) -> str:
 
 
 def _together(parts: list[Tensors], device: torch.device) -> Tensors:
-    return {key: torch.stack([part[key] for part in parts]).to(device) for key in parts[0]}
+    return {key: torch.stack([part[key].to(device) for part in parts]) for key in parts[0]}
 
 
 def _on(tensors: Tensors, device: torch.device) -> Tensors:

@@ -318,9 +318,12 @@ def _stages(name: str, count: int) -> Iterator[Callable[[str], None]]:
 
     with tqdm(total=count, desc=name) as bar:
 
+        begun: list[str] = []
+
         def begin(stage: str) -> None:
-            if bar.postfix:
+            if begun:
                 bar.update()
+            begun.append(stage)
             bar.set_postfix_str(stage)
 
         yield begin

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import recorded
 import torch
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from PIL import Image
 
 from instantcharacter import Character, CharacterAdapter, InstantCharacterPipeline, demo
@@ -259,6 +260,17 @@ def test_unreachable_hub_says_what_to_fetch(generate, capsys):
     status, _ = generate("--reference", recorded.PICTURE, "--adapter", "nobody/nothing")
     assert status == 2
     assert "Fetch it by hand from https://huggingface.co/nobody/nothing" in error_line(capsys)
+
+
+def test_it_works_without_progress_bars(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("instantcharacter.adapter.RELEASED", demo.ADAPTER)
+    disable_progress_bars()
+    try:
+        output = tmp_path / "converted.safetensors"
+        assert main(["convert", str(models / "adapter.safetensors"), f"--output={output}"]) == 0
+        assert output.is_file()
+    finally:
+        enable_progress_bars()
 
 
 def test_demo_draws_the_reference_and_three_scales(tmp_path, capsys):

@@ -317,7 +317,6 @@ def _stages(name: str, count: int) -> Iterator[Callable[[str], None]]:
     from huggingface_hub.utils import tqdm
 
     with tqdm(total=count, desc=name) as bar:
-
         begun: list[str] = []
 
         def begin(stage: str) -> None:

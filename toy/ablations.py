@@ -106,7 +106,7 @@ def train(assets: Path, data: Path, out: Path, variant: Variant, steps: int, siz
             resolution=256 if stage == 2 else 128,
             steps=round(steps * share),
             batch_size=size,
-            learning_rate=(3e-3, 2e-3, 1e-3)[stage],
+            learning_rate=(2e-4, 2e-4, 1e-4)[stage],
             warmup=100,
             drop_character=0.0,
             checkpointing=False,

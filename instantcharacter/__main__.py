@@ -114,15 +114,16 @@ def download(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train an adapter as a YAML file says, or go on where that training was left."""
+    """Train an adapter as YAML files say, one stage after the other, or go on where that training was left."""
     from . import training
 
-    config = training.read_config(options.config)
+    stages = [training.read_config(path) for path in options.config]
     if options.prepare:
-        training.prepare(config, options.prepare)
-        print(f"wrote {config.cache}")
+        for config in stages:
+            training.prepare(config, options.prepare)
+            print(f"wrote {config.cache}")
     else:
-        print(f"wrote {training.train(config)}")
+        print(f"wrote {training.train(*stages)}")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -397,7 +398,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "train", train)
     command.add_argument(
-        "config", type=Path, metavar="CONFIG.yaml", help="such as one of instantcharacter/training/stages"
+        "config", type=Path, nargs="+", metavar="CONFIG.yaml", help="such as those in instantcharacter/training/stages"
     )
     command.add_argument("--prepare", type=_whole(1, 10**9), metavar="SAMPLES",
                          help="fill the cache with what so many samples need, and do not train")  # fmt: skip

@@ -127,7 +127,7 @@ def test_what_learns_learns(muon):
     drawn = pictures.batches(64, 16, 300, seed=0)
     hidden = [layer.weight] if muon else []
 
-    def loss(step, batch):
+    def loss(batch):
         return (layer(given[batch]).float() - given[batch] @ wanted).square().mean()
 
     learned = learn("test", layer, drawn, 300, loss, rate=3e-2, average=0.9, decay=0.0, hidden=hidden)

@@ -108,7 +108,7 @@ def test_a_new_adapter_leaves_flux_as_it_is(config):
     ).sample
     flow = CharacterFlow(transformer, new_adapter(CharacterAdapter(config.sizes)), checkpointing=False)
     features = torch.randn(1, 12, 96), torch.randn(1, 4, 96), torch.randn(1, 16, 96)
-    torch.testing.assert_close(flow(noisy, sigmas, prompts, pooled, features, places, 1.0), plain)
+    torch.testing.assert_close(flow(noisy, sigmas, torch.ones(1), prompts, pooled, features, places), plain)
 
 
 def test_checkpointing_gives_the_same_gradients(config):
@@ -121,7 +121,7 @@ def test_checkpointing_gives_the_same_gradients(config):
         noisy, places = torch.randn(2, 16, 32), positions(torch.empty(1, 16, 8, 8))
         sigmas = torch.tensor([0.2, 0.9])
         flow(
-            noisy, sigmas, torch.randn(2, 32, 96), torch.randn(2, 96), features, places, 1.0
+            noisy, sigmas, torch.ones(2), torch.randn(2, 32, 96), torch.randn(2, 96), features, places
         ).square().mean().backward()
         gradients.append([parameter.grad for parameter in flow.parameters() if parameter.requires_grad])
     assert gradients[0]
@@ -144,7 +144,7 @@ def test_what_was_learned_draws_in_the_pipeline(config, models):
     transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
     flow = CharacterFlow(transformer, CharacterAdapter.from_file(path), checkpointing=False)
     features = tuple(part[:1] for part in batch.features)
-    learned = flow(noisy, sigma, batch.prompts[:1], batch.pooled[:1], features, place, 3.5)
+    learned = flow(noisy, sigma, torch.tensor([3.5]), batch.prompts[:1], batch.pooled[:1], features, place)
     fused = adapter.projector.fuse(*features)
     tokens = adapter.projector.resample(fused, 1000 * sigma, folded=True)
     from instantcharacter.attention import Subject

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from instantcharacter import CharacterAdapter, CharacterFeatures
 from instantcharacter.training import Source, TrainingConfig
-from instantcharacter.training.examples import Batch, Examples
+from instantcharacter.training.examples import Batch, Examples, Held
 from instantcharacter.training.flow import CharacterFlow, new_adapter
 from instantcharacter.training.trainer import Trainer
 from toy.learning import DEVICE
@@ -25,6 +25,7 @@ from toy.measure import Toy, draw_test, judged, new_test
 from toy.models import ADAPTER, SIGLIP
 
 SCALE = 0.9
+RATE = 4e-4
 Features = tuple[Tensor, Tensor, Tensor]
 
 
@@ -80,8 +81,8 @@ VARIANTS = {
 class SomeSeen(Examples):
     """Examples with the features that a variant gets."""
 
-    def __init__(self, config: TrainingConfig, variant: Variant) -> None:
-        super().__init__(config, torch.device(DEVICE))
+    def __init__(self, config: TrainingConfig, held: Held, variant: Variant) -> None:
+        super().__init__(config, torch.device(DEVICE), held=held)
         self._variant = variant
 
     def _batch(self, begun) -> Batch:
@@ -89,14 +90,28 @@ class SomeSeen(Examples):
         return replace(batch, features=self._variant.seen(batch.features))
 
 
-def train(assets: Path, data: Path, out: Path, variant: Variant, steps: int, size: int) -> CharacterAdapter:
+def train(configs: list[TrainingConfig], held: Held, variant: Variant) -> CharacterAdapter:
     """An adapter of the variant, through its stages."""
     torch.manual_seed(0)
     adapter = variant.blind(new_adapter(CharacterAdapter(ADAPTER)))
+    for config in configs:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if DEVICE == "cuda" else "no", log_with="tensorboard", project_dir=config.output
+        )
+        flux = FluxTransformer2DModel.from_pretrained(
+            config.model, subfolder="transformer", torch_dtype=getattr(torch, config.precision)
+        )
+        path = Trainer(config, accelerator, flux, adapter, SomeSeen(config, held, variant)).run()
+        adapter = variant.blind(CharacterAdapter.from_file(path))
+    return adapter
+
+
+def stages(assets: Path, data: Path, out: Path, variant: Variant, steps: int, size: int) -> list[TrainingConfig]:
+    """What a variant's trainings are told."""
     unpaired, paired = Source(str(data / "unpaired")), Source(str(data / "paired"), pairs=True)
     sources = ((unpaired,), (paired,), (unpaired, replace(paired, share=3.0)))
-    for stage, share in enumerate(variant.stages):
-        config = TrainingConfig(
+    return [
+        TrainingConfig(
             output=out / f"stage{stage + 1}",
             data=sources[stage],
             model=str(assets / "flux"),
@@ -106,24 +121,21 @@ def train(assets: Path, data: Path, out: Path, variant: Variant, steps: int, siz
             resolution=256 if stage == 2 else 128,
             steps=round(steps * share),
             batch_size=size,
-            learning_rate=(2e-4, 2e-4, 1e-4)[stage],
+            learning_rate=(RATE, RATE, RATE / 2)[stage],
             warmup=100,
+            ema=0.995,
             drop_character=0.0,
             checkpointing=False,
+            cuda_graph=True,
             precision="bfloat16" if DEVICE == "cuda" else "float32",
             cache=data / "cache",
-            held_gib=16.0,
+            held_gib=40.0,
+            held_in="device",
             workers=5,
             save_every=10**9,
         )
-        accelerator = Accelerator(
-            mixed_precision="bf16" if DEVICE == "cuda" else "no", log_with="tensorboard", project_dir=config.output
-        )
-        flux = FluxTransformer2DModel.from_pretrained(
-            config.model, subfolder="transformer", torch_dtype=getattr(torch, config.precision)
-        )
-        Trainer(config, accelerator, flux, adapter, SomeSeen(config, variant)).run()
-    return adapter
+        for stage, share in enumerate(variant.stages)
+    ]
 
 
 def measure(assets: Path, adapter: CharacterAdapter, variant: Variant, count: int) -> dict[str, float]:
@@ -149,9 +161,12 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=500)
     options = parser.parse_args()
+    held: Held | None = None
     for name in options.variants:
         variant = VARIANTS[name]
         folder = options.out / name.replace(" ", "_")
-        adapter = train(options.assets, options.data, folder, variant, options.steps, options.size)
+        configs = stages(options.assets, options.data, folder, variant, options.steps, options.size)
+        held = held or Held(configs[0], torch.device(DEVICE))
+        adapter = train(configs, held, variant)
         figures = measure(options.assets, adapter, variant, options.pictures)
         print(json.dumps({"": name, **{key: round(value, 3) for key, value in figures.items()}}), flush=True)

@@ -72,7 +72,7 @@ def train(album: Album, out: Path, steps: int, size: int = 256) -> None:
     classes = _classes(album).to(DEVICE)
     judge = Judge().to(DEVICE)
 
-    def loss(step: int, batch: Tensor) -> Tensor:
+    def loss(batch: Tensor) -> Tensor:
         one, other = (torch.randint(low, 2 + SHOTS, batch.shape, device=DEVICE) for low in (0, 1))
         identity, *scores = judge(_disturbed(torch.cat([pictures[batch, one], pictures[batch, other]])))
         alike = (identity[: len(batch)] @ identity[len(batch) :].T).float() / WARMTH

@@ -21,12 +21,13 @@ def learn(
     modules: nn.Module,
     batches: Iterable[Tensor],
     steps: int,
-    loss: Callable[[int, Tensor], Tensor],
+    loss: Callable[..., Tensor],
     rate: float,
     average: float = 0.0,
     decay: float = 0.02,
     hidden: Sequence[nn.Parameter] = (),
     after: Callable[[int], None] | None = None,
+    given: Callable[[int, Tensor], tuple[Tensor, ...]] | None = None,
 ) -> nn.Module:
     """AdamW or Muon with a warm-up and a cosine; bfloat16 arithmetic, float32 weights.
 
@@ -35,12 +36,14 @@ def learn(
         modules: what learns.
         batches: indices of what to learn from, one batch a step.
         steps: how many.
-        loss: of a step's number and its batch.
+        loss: of a batch, or of what ``given`` makes of it.
         rate: the highest learning rate.
         average: decay of the moving average of the weights; 0 for none.
         decay: weight decay.
         hidden: matrices that learn by Muon, at four times the rate, in place of AdamW.
         after: called with the step's number after each.
+        given: makes tensors of a step's number and its batch. What the loss does with them is then recorded on a GPU,
+            once for each of their shapes, and replayed: it must not ask for their values.
 
     Returns:
         The modules, or their average.
@@ -54,9 +57,11 @@ def learn(
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
     averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
     began, shown = time.monotonic(), torch.zeros((), device=DEVICE)
+    recorded = Recorded(modules, loss)
     for step, batch in enumerate(batches):
-        with torch.autocast(DEVICE, torch.bfloat16):
-            value = loss(step, batch.to(DEVICE, non_blocking=True))
+        batch = batch.to(DEVICE, non_blocking=True)
+        with torch.autocast(DEVICE, torch.bfloat16, cache_enabled=given is None):
+            value = recorded(*given(step, batch)) if given else loss(batch)
         value.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         for part in (*optimizers, *schedules):
@@ -73,6 +78,34 @@ def learn(
             print(f"{name} {step + 1}/{steps} loss {shown.item() / every:.4f} {seconds:.0f} s", flush=True)
             shown.zero_()
     return averaged.module if averaged else modules
+
+
+class Recorded:
+    """A loss whose passes, forward and backward, a GPU replays: a host launches small kernels slower than they run."""
+
+    def __init__(self, modules: nn.Module, loss: Callable[..., Tensor]) -> None:
+        self._modules, self._loss = modules, loss
+        self._graphs: dict[tuple[torch.Size, ...], Callable[..., Tensor]] = {}
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        if DEVICE == "cpu":
+            return self._loss(*given)
+        shapes = tuple(tensor.shape for tensor in given)
+        if shapes not in self._graphs:
+            samples, passes = tuple(tensor.clone() for tensor in given), _Passes(self._modules, self._loss)
+            self._graphs[shapes] = torch.cuda.make_graphed_callables(passes, samples, allow_unused_input=True)
+        return self._graphs[shapes](*given)
+
+
+class _Passes(nn.Module):
+    """A loss with what learns by it, as PyTorch records it."""
+
+    def __init__(self, modules: nn.Module, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.modules_, self._loss = modules, loss
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self._loss(*given)
 
 
 class Muon(torch.optim.Optimizer):

@@ -65,7 +65,7 @@ def train(album: Album, out: Path, steps: int, size: int = 192) -> None:
     teacher = copy.deepcopy(student).requires_grad_(False)
     places = (VIEW // DINOV2.patch_size) ** 2
 
-    def loss(step: int, batch: Tensor) -> Tensor:
+    def loss(batch: Tensor) -> Tensor:
         one, other = (as_dinov2_sees(pictures[batch]) for _ in range(2))
         crops = torch.cat([one, other])
         masked = torch.rand(len(crops), places, device=DEVICE) < MASKED

@@ -12,6 +12,7 @@ import argparse
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,16 +74,18 @@ def train(album: Album, out: Path, steps: int, side: int, rate: float = RATE, si
     pipeline, data = _begin(album, out, side)
     flux = pipeline.transformer
 
-    def loss(step: int, batch: Tensor) -> Tensor:
+    def given(step: int, batch: Tensor) -> Drawn:
         if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks(dynamic=False)
-        latents, noise, sigmas, text = draw_batch(at := data.at(step), batch, step)
-        said = say(flux, at, add_noise(latents, noise, sigmas), sigmas, text, torch.ones_like(sigmas))
-        return velocity_losses(said, latents, noise).mean()
+        return draw_batch(data.at(step), batch, step)
+
+    def loss(*drawn: Tensor) -> Tensor:
+        return velocity_loss(flux, Drawn(*drawn))
 
     hidden = [p for name, p in flux.named_parameters() if "transformer_blocks" in name and p.ndim == 2]
     drawn = batches(data.count, size, steps, 1)
-    _end(pipeline, learn("flux", flux, drawn, steps, loss, rate=rate, average=0.999, hidden=hidden), out)
+    flux = learn("flux", flux, drawn, steps, loss, rate, average=0.999, hidden=hidden, given=given)
+    _end(pipeline, flux, out)
 
 
 def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 512) -> None:
@@ -91,24 +94,41 @@ def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 
     flux = pipeline.transformer
     before = copy.deepcopy(flux).requires_grad_(False)
 
-    def loss(step: int, batch: Tensor) -> Tensor:
+    empty = data.sizes[-1].prompts[-1:], data.sizes[-1].pooled[-1:]
+
+    def given(step: int, batch: Tensor) -> Drawn:
         if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks(dynamic=False)
             before.compile_repeated_blocks(dynamic=False)
-        latents, noise, sigmas, text = draw_batch(at := data.at(step), batch, step)
-        noisy, one = add_noise(latents, noise, sigmas), torch.ones_like(sigmas)
-        guidance, empty = torch.empty_like(sigmas).uniform_(*GUIDANCE), torch.full_like(text, len(at.prompts) - 1)
+        return draw_batch(data.at(step), batch, step)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        drawn, one = Drawn(*tensors), torch.ones_like(tensors[2])
+        guidance = torch.empty_like(one).uniform_(*GUIDANCE)
+        prompts, pooled = (part.expand(len(one), *part.shape[1:]) for part in empty)
         with torch.no_grad():
-            with_text, without = (say(before, at, noisy, sigmas, t, one) for t in (text, empty))
+            with_text = say(before, drawn, one)
+            without = say(before, drawn._replace(prompts=prompts, pooled=pooled), one)
             wanted = without + guidance[:, None, None] * (with_text - without)
-        return F.mse_loss(say(flux, at, noisy, sigmas, text, guidance).float(), wanted.float())
+        return F.mse_loss(say(flux, drawn, guidance).float(), wanted.float())
 
     drawn = batches(data.count, size, steps, 2)
-    _end(pipeline, learn("flux guided", flux, drawn, steps, loss, rate=rate, average=0.998), out)
+    _end(pipeline, learn("flux guided", flux, drawn, steps, loss, rate, average=0.998, given=given), out)
 
 
-def draw_batch(data: Latents, batch: Tensor, step: int) -> tuple[Tensor, ...]:
-    """Latents, noise, noise levels, and which texts; of large pictures, half the batch."""
+class Drawn(NamedTuple):
+    """What a step learns from, drawn at random: [B, S, C] latents and noise, [B] noise levels, texts, [S, 3] places."""
+
+    latents: Tensor
+    noise: Tensor
+    sigmas: Tensor
+    prompts: Tensor
+    pooled: Tensor
+    places: Tensor
+
+
+def draw_batch(data: Latents, batch: Tensor, step: int) -> Drawn:
+    """What a step learns from; of large pictures, half the batch."""
     batch = batch[: len(batch) * SMALL // data.side]
     latents = data.packed[batch]
     generator = torch.Generator(DEVICE).manual_seed(step)
@@ -116,28 +136,26 @@ def draw_batch(data: Latents, batch: Tensor, step: int) -> tuple[Tensor, ...]:
     without = torch.rand(len(batch), generator=generator, device=DEVICE) < WITHOUT_TEXT
     text = torch.where(without, len(data.prompts) - 1, batch % (len(data.prompts) - 1))
     noise = torch.randn(latents.shape, generator=generator, device=DEVICE, dtype=latents.dtype)
-    return latents, noise, sigmas, text
+    return Drawn(latents, noise, sigmas, data.prompts[text], data.pooled[text], data.places)
 
 
-def say(
-    flux: FluxTransformer2DModel,
-    data: Latents,
-    noisy: Tensor,
-    sigmas: Tensor,
-    text: Tensor,
-    guidance: Tensor,
-) -> Tensor:
+def say(flux: FluxTransformer2DModel, drawn: Drawn, guidance: Tensor) -> Tensor:
     """FLUX's velocity."""
     return flux(
-        hidden_states=noisy,
-        timestep=sigmas,
+        hidden_states=add_noise(drawn.latents, drawn.noise, drawn.sigmas),
+        timestep=drawn.sigmas,
         guidance=guidance,
-        encoder_hidden_states=data.prompts[text],
-        pooled_projections=data.pooled[text],
-        txt_ids=torch.zeros(data.prompts.shape[1], 3, device=DEVICE),
-        img_ids=data.places,
+        encoder_hidden_states=drawn.prompts,
+        pooled_projections=drawn.pooled,
+        txt_ids=torch.zeros(drawn.prompts.shape[1], 3, device=DEVICE),
+        img_ids=drawn.places,
         return_dict=False,
     )[0]
+
+
+def velocity_loss(flux: FluxTransformer2DModel, drawn: Drawn) -> Tensor:
+    """FLUX's, told a guidance of 1: a picture as the data has it."""
+    return velocity_losses(say(flux, drawn, torch.ones_like(drawn.sigmas)), drawn.latents, drawn.noise).mean()
 
 
 @torch.no_grad()

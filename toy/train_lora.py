@@ -13,10 +13,9 @@ from diffusers import FluxPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from instantcharacter.training.objective import add_noise, velocity_losses
 from toy.learning import DEVICE, learn
 from toy.pictures import batches
-from toy.train_flux import draw_batch, encode, say
+from toy.train_flux import Drawn, draw_batch, encode, velocity_loss
 from toy.world import LORA_STYLE, Shot, random_look, random_shot
 
 PICTURES = 2000
@@ -35,13 +34,16 @@ def train(out: Path, steps: int, size: int = 512) -> None:
     flux = pipeline.transformer.requires_grad_(False)
     flux.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
 
-    def loss(step: int, batch: Tensor) -> Tensor:
-        latents, noise, sigmas, text = draw_batch(data, batch, step)
-        said = say(flux, data, add_noise(latents, noise, sigmas), sigmas, text, torch.ones_like(sigmas))
-        return velocity_losses(said, latents, noise).mean()
-
     learned = torch.nn.ParameterList(parameter for parameter in flux.parameters() if parameter.requires_grad)
-    learn("lora", learned, batches(2 * PICTURES, size, steps, 1), steps, loss, rate=2e-3, decay=0.0)
+    drawn = batches(2 * PICTURES, size, steps, 1)
+
+    def given(step: int, batch: Tensor) -> Drawn:
+        return draw_batch(data, batch, step)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return velocity_loss(flux, Drawn(*tensors))
+
+    learn("lora", learned, drawn, steps, loss, rate=2e-3, decay=0.0, given=given)
     layers = {key: tensor.half() for key, tensor in get_peft_model_state_dict(flux).items()}
     FluxPipeline.save_lora_weights(out, transformer_lora_layers=layers, weight_name="pixel_art.safetensors")
 

@@ -47,7 +47,7 @@ def train(album: Album, out: Path, steps: int, size: int = 512) -> None:
     def logits(batch: Tensor) -> Tensor:
         return towers(as_siglip_sees(pictures[batch]), ids[batch]).float()
 
-    def loss(step: int, batch: Tensor) -> Tensor:
+    def loss(batch: Tensor) -> Tensor:
         sign = 2 * torch.eye(len(batch), device=DEVICE) - 1
         return -F.logsigmoid(sign * logits(batch)).sum() / len(batch)
 

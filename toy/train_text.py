@@ -26,7 +26,7 @@ def train(out: Path, steps: int, size: int = 256) -> None:
     given, wanted = _gapped(captions, AutoTokenizer.from_pretrained(out / "tokenizer_2"))
     model = T5ForConditionalGeneration(T5).to(DEVICE)
 
-    def loss(step: int, batch: Tensor) -> Tensor:
+    def loss(batch: Tensor) -> Tensor:
         ids, labels = given[batch], wanted[batch]
         return model(input_ids=ids, attention_mask=ids != 0, labels=labels.masked_fill(labels == 0, -100)).loss
 

@@ -31,23 +31,24 @@ def train(album: Album, out: Path, steps: int, size: int = 64) -> None:
     pictures = album.pictures.flatten(0, 1).to(DEVICE)
     vae = new_vae().to(DEVICE, memory_format=torch.channels_last)
 
-    def loss(step: int, batch: Tensor) -> Tensor:
-        if step == 0 and DEVICE == "cuda":
-            vae.encoder.compile(dynamic=False)
-            vae.decoder.compile(dynamic=False)
+    def given(step: int, batch: Tensor) -> tuple[Tensor, ...]:
+        """Crops, and what is to be drawn of their latents."""
         x, y = torch.randint(0, SIDE - CROP + 1, (2,)).tolist()
         shown = to_floats(pictures[batch, :, y : y + CROP, x : x + CROP]).contiguous(memory_format=torch.channels_last)
+        return shown, F.avg_pool2d(shown, 2) if step % 4 == 0 else shown
+
+    def loss(shown: Tensor, wanted: Tensor) -> Tensor:
         latent = vae.encode(shown).latent_dist
         sample = latent.sample()
-        if step % 4 == 0:
-            sample, shown = F.avg_pool2d(sample, 2), F.avg_pool2d(shown, 2)
+        if wanted.shape != shown.shape:
+            sample = F.avg_pool2d(sample, 2)
         drawn = vae.decode(sample).sample
-        return F.l1_loss(drawn, shown) + 0.5 * _edges(drawn, shown) + KL * latent.kl().mean()
+        return F.l1_loss(drawn, wanted) + 0.5 * _edges(drawn, wanted) + KL * latent.kl().mean()
 
     ends = ("conv_in", "conv_out")
     hidden = [p for name, p in vae.named_parameters() if p.ndim > 1 and not any(end in name for end in ends)]
     drawn = batches(len(pictures), size, steps, 1)
-    average = learn("vae", vae, drawn, steps, loss, rate=RATE, average=0.998, decay=0.0, hidden=hidden)
+    average = learn("vae", vae, drawn, steps, loss, RATE, average=0.998, decay=0.0, hidden=hidden, given=given)
     _scale_latents(average, pictures[:2048])
     print("vae: absolute error of held-out crops", _error(average, pictures[-512:]))
     save_half(average, out / "vae")

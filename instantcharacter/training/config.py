@@ -72,7 +72,10 @@ class TrainingConfig:
         cache: a folder for what models make of samples, computed once; nothing is kept if not given. At the released
             sizes and 512 pixels a sample's latents take 0.13 MB, its text 4 MB, its features 31 MB.
         cached: what of it is kept.
-        held_gib: host memory for what was computed or read, so that a small dataset is read once.
+        held_gib: memory for what was computed or read, so that a small dataset is read once.
+        held_in: whose memory that is.
+        cuda_graph: record the passes through FLUX and the adapter on the GPU and replay them: for models so small that
+            the host launches their kernels slower than they run. Not with checkpointing or several processes.
         workers: threads that read and decode.
         log_every: steps between two entries in TensorBoard.
         save_every: steps between two states to go on from; the end is one, too.
@@ -107,6 +110,8 @@ class TrainingConfig:
     cache: Path | None = None
     cached: tuple[Literal["latents", "texts", "features"], ...] = ("latents", "texts", "features")
     held_gib: float = 0.0
+    held_in: Literal["host", "device"] = "host"
+    cuda_graph: bool = False
     workers: int = 4
     log_every: int = 50
     save_every: int = 1000
@@ -122,6 +127,8 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "accumulate", "workers", "log_every", "save_every", "preview_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.cuda_graph and self.checkpointing:
+            raise ValueError("cuda_graph cannot record checkpointing: set one of them to false")
         for name in ("drop_character", "drop_text", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more, and less than 1")

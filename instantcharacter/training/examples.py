@@ -75,7 +75,7 @@ class Computed(Generic[Given]):
 
     def begin(self, given: Given) -> _Begun:
         """What the cache has of it, or else what has to be computed."""
-        key = (id(self), given)
+        key = (self._folder or id(self), given)
         if held := self._held.tensors.get(key):
             return _Begun(key, None, held, None)
         file = None
@@ -95,27 +95,31 @@ class Computed(Generic[Given]):
             if part.tensors is None and part.file:
                 with written_whole(part.file) as partial:
                     save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
-            self._held.add(part.key, tensors)
-            finished.append(tensors)
+            finished.append(self._held.add(part.key, tensors))
         return finished
 
 
 class Held:
-    """What was computed or read, in host memory while there is room; it is never forgotten.
+    """What was computed or read, in memory while there is room; it is never forgotten.
 
     Args:
-        room: bytes.
+        config: says how much room there is, and whether in host memory or on the device.
+        device: that.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, config: TrainingConfig, device: torch.device) -> None:
         self.tensors: dict[Hashable, Tensors] = {}
-        self._room = room
+        self._room = int(config.held_gib * GIB)
+        self._device = device if config.held_in == "device" else torch.device("cpu")
 
-    def add(self, key: Hashable, tensors: Tensors) -> None:
+    def add(self, key: Hashable, tensors: Tensors) -> Tensors:
+        """Hold these if there is room; returns them where they then are."""
         size = sum(tensor.nbytes for tensor in tensors.values())
-        if key not in self.tensors and size <= self._room:
-            self.tensors[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
-            self._room -= size
+        if key in self.tensors or size > self._room:
+            return tensors
+        self.tensors[key] = _on(tensors, self._device)
+        self._room -= size
+        return self.tensors[key]
 
 
 class _Begun(NamedTuple):
@@ -135,18 +139,26 @@ class Examples:
         device: where the models run and the batches are.
         rank: which of the processes that train together this is.
         processes: how many those are.
+        held: what trainings before this one hold in memory.
 
     Attributes:
         tally: of bad samples.
     """
 
-    def __init__(self, config: TrainingConfig, device: torch.device, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+        held: Held | None = None,
+    ) -> None:
         self._config, self._device = config, device
         self._rank, self._processes = rank, processes
         self._dtype = getattr(torch, config.precision)
         self._samples = Samples(config.data, config.seed)
         self.tally = Tally()
-        held = Held(int(config.held_gib * GIB))
+        held = held or Held(config, device)
         latents, texts = self._cache("latents", config.model, config.resolution), self._cache("texts", config.model)
         features = self._cache("features", config.siglip, config.dinov2)
         self._latents = Computed(latents, held, self._crop, self._encode)
@@ -314,7 +326,13 @@ def _digest(given: Any) -> str:
 
 
 def _together(parts: list[Tensors], device: torch.device) -> Tensors:
-    return {key: torch.stack([part[key].to(device) for part in parts]) for key in parts[0]}
+    return {key: _stacked([part[key] for part in parts], device) for key in parts[0]}
+
+
+def _stacked(tensors: list[Tensor], device: torch.device) -> Tensor:
+    if len({tensor.device for tensor in tensors}) > 1:
+        tensors = [tensor.to(device) for tensor in tensors]
+    return torch.stack(tensors).to(device)
 
 
 def _on(tensors: Tensors, device: torch.device) -> Tensors:

@@ -37,11 +37,11 @@ class CharacterFlow(nn.Module):
         self,
         noisy: Tensor,
         sigmas: Tensor,
+        guidance: Tensor,
         prompts: Tensor,
         pooled: Tensor,
         features: tuple[Tensor, Tensor, Tensor],
         places: Tensor,
-        guidance: float,
         scale: float = 1.0,
     ) -> Tensor:
         """The velocity, [B, S, C].
@@ -49,18 +49,18 @@ class CharacterFlow(nn.Module):
         Args:
             noisy: [B, S, C], image tokens.
             sigmas: [B], their noise level.
+            guidance: [B], what FLUX is told.
             prompts: [B, T, W].
             pooled: [B, V].
             features: of the characters, see :class:`~instantcharacter.encoders.CharacterFeatures`.
             places: [S, 3], where the tokens are.
-            guidance: what FLUX is told.
             scale: how strongly the characters are drawn; 1 where an adapter is trained.
         """
         tokens = self._tokens(features, 1000 * sigmas).to(noisy)
         return self.transformer(
             hidden_states=noisy,
             timestep=sigmas.to(noisy),
-            guidance=torch.full_like(sigmas, guidance) if self.transformer.config.guidance_embeds else None,
+            guidance=guidance if self.transformer.config.guidance_embeds else None,
             encoder_hidden_states=prompts,
             pooled_projections=pooled,
             txt_ids=torch.zeros(prompts.shape[1], 3, device=noisy.device),
@@ -110,7 +110,7 @@ def draw(
     tokens = noise
     for timestep in scheduler.timesteps:
         sigma = (timestep / 1000).expand(len(tokens))
-        velocity = flow(tokens, sigma, *told, places, guidance, scale)
+        velocity = flow(tokens, sigma, torch.full_like(sigma, guidance), *told, places, scale)
         tokens = scheduler.step(velocity.float(), timestep, tokens, return_dict=False)[0]
     return tokens
 

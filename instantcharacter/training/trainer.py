@@ -18,12 +18,13 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from ..adapter import CharacterAdapter
 from ..files import written_whole
 from .config import TrainingConfig
-from .examples import Batch, Examples, in_order
+from .examples import Batch, Examples, Held, in_order
 from .flow import CharacterFlow, draw, new_adapter
 from .objective import add_noise, draw_sigmas, positions, velocity_losses
 
@@ -36,34 +37,45 @@ LEVELS = 10
 """The noise levels' ranges whose losses are told apart."""
 
 
-def train(config: TrainingConfig) -> Path:
-    """Train an adapter, or go on where a training in the same folder was left; see :class:`TrainingConfig`.
+def train(*stages: TrainingConfig) -> Path:
+    """Train an adapter, or go on where a training in the same folders was left; see :class:`TrainingConfig`.
+
+    Args:
+        *stages: one training or several, one after the other; what they hold in memory is read once for all.
 
     Returns:
-        The adapter's file.
+        The last one's adapter file.
 
     Raises:
         FileNotFoundError, ValueError: models or samples that are not there or not what they should be.
         RuntimeError: the GPU's memory is too small.
         KeyboardInterrupt: it was interrupted; the state is saved.
     """
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-        log_with="tensorboard",
-        project_dir=config.output,
-    )
-    transformer = FluxTransformer2DModel.from_pretrained(
-        config.model, subfolder="transformer", torch_dtype=getattr(torch, config.precision)
-    )
-    adapter = CharacterAdapter.from_file(config.adapter) if config.adapter else _new(config)
-    examples = Examples(config, accelerator.device, accelerator.process_index, accelerator.num_processes)
+    held: Held | None = None
     try:
-        return Trainer(config, accelerator, transformer, adapter, examples).run()
+        for config in stages:
+            accelerator = Accelerator(
+                mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+                log_with="tensorboard",
+                project_dir=config.output,
+            )
+            held = held or Held(config, accelerator.device)
+            path = _trainer(config, accelerator, held).run()
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             "the GPU's memory is too small for this training: try optimizer adamw8bit, a smaller batch_size and more "
             "to accumulate, or a filled cache"
         ) from error
+    return path
+
+
+def _trainer(config: TrainingConfig, accelerator: Accelerator, held: Held) -> Trainer:
+    transformer = FluxTransformer2DModel.from_pretrained(
+        config.model, subfolder="transformer", torch_dtype=getattr(torch, config.precision)
+    )
+    adapter = CharacterAdapter.from_file(config.adapter) if config.adapter else _new(config)
+    examples = Examples(config, accelerator.device, accelerator.process_index, accelerator.num_processes, held)
+    return Trainer(config, accelerator, transformer, adapter, examples)
 
 
 def prepare(config: TrainingConfig, samples: int) -> None:
@@ -73,8 +85,7 @@ def prepare(config: TrainingConfig, samples: int) -> None:
     """
     if config.cache is None:
         raise ValueError("there is no cache to fill: name a folder for it in the config")
-    accelerator = Accelerator()
-    examples = Examples(config, accelerator.device)
+    examples = Examples(config, Accelerator().device)
     examples.fill_always()
     batches = examples.batches(0)
     for _ in tqdm(range(-(-samples // config.batch_size)), desc="cache"):
@@ -106,6 +117,8 @@ class Trainer:
         self._config, self._accelerator, self._examples = config, accelerator, examples
         if config.ema and accelerator.distributed_type == DistributedType.FSDP:
             raise ValueError("ema needs every process to have all of the adapter: leave it out with FSDP")
+        if config.cuda_graph and accelerator.num_processes > 1:
+            raise ValueError("cuda_graph records what one process does: leave it out with several")
         flow = CharacterFlow(transformer, adapter, config.checkpointing)
         self._sizes, self._names = adapter.config, _names_in_adapter(flow, adapter)
         self._flow, self._optimizer = accelerator.prepare(flow, _optimizer(_learned(flow), config))
@@ -116,6 +129,7 @@ class Trainer:
         self._step, self._position = 0, 0
         self._losses = torch.zeros(LEVELS, 2, device=accelerator.device)
         self._average: list[Tensor] = []
+        self._to_record = config.cuda_graph and accelerator.device.type == "cuda"
         self._load()
 
     def run(self) -> Path:
@@ -159,19 +173,21 @@ class Trainer:
         sigmas = draw_sigmas(len(latents), latents.shape[1], generator)
         noise = torch.randn(latents.shape, generator=generator, device=device, dtype=torch.float32)
         batch = self._dropped(batch, generator)
-        with self._accelerator.autocast():
-            velocity = self._flow(
-                add_noise(latents, noise, sigmas),
-                sigmas,
-                batch.prompts,
-                batch.pooled,
-                batch.features,
-                self._places,
-                self._config.guidance,
-            )
+        guidance = torch.full_like(sigmas, self._config.guidance)
+        told = guidance, batch.prompts, batch.pooled, batch.features, self._places
+        velocity = self._velocity(add_noise(latents, noise, sigmas), sigmas, *told)
         losses = velocity_losses(velocity, latents, noise)
         self._count(sigmas, losses.detach())
         return losses.mean()
+
+    def _velocity(self, *given: Any) -> Tensor:
+        """The flow's; its passes are recorded at the first, if they are to be replayed."""
+        if self._to_record:
+            samples = tree_map(torch.clone, given)
+            torch.cuda.make_graphed_callables(self._flow, samples, allow_unused_input=True)
+            self._to_record = False
+        with self._accelerator.autocast():
+            return self._flow(*given)
 
     def _seed(self, part: int) -> int:
         """Another one for every pass of every step in every process."""

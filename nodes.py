@@ -12,6 +12,7 @@ from comfy_api.latest import ComfyExtension, io, ui
 
 from .instantcharacter import comfy_folders
 from .instantcharacter.comfy_folders import choices, locate
+from .instantcharacter.models import TOY, toy
 
 if TYPE_CHECKING:
     from .instantcharacter.comfy_host import HostedAdapter, HostedCharacter
@@ -43,10 +44,11 @@ class FluxLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "flux",
-                    options=choices("flux"),
+                    options=[*choices("flux"), TOY],
                     tooltip="FLUX.1 from models/unet or models/diffusion_models: one file (bf16, fp16, plain fp8, "
                     "GGUF), or a diffusers folder. “download” takes flux1-dev.safetensors, and fetches its 23.8 GB "
-                    "only if it is not there.",
+                    "only if it is not there. “toy” is a small model that comes with the pack, with its own texts and "
+                    "VAE, for 256×256 pictures of cartoon characters: to try the nodes with.",
                 ),
                 io.Combo.Input(
                     "clip_l",
@@ -79,9 +81,10 @@ class FluxLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=[NONE, *folder_paths.get_filename_list("loras")],
+                    options=[NONE, *folder_paths.get_filename_list("loras"), TOY],
                     optional=True,
-                    tooltip="A style LoRA for FLUX.1; put its trigger words into the prompt.",
+                    tooltip="A style LoRA for FLUX.1; put its trigger words into the prompt. “toy” is pixel art, for "
+                    "the toy FLUX.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -129,13 +132,20 @@ class FluxLoader(io.ComfyNode):
         from .instantcharacter.comfy_host import progress
         from .instantcharacter.comfy_pipeline import HostedPipeline
 
+        if flux == TOY:
+            clip_l = t5 = vae = IN_FOLDER
         paths = {
             name: None if choice in (NONE, IN_FOLDER) else locate(name, choice, progress())
             for name, choice in {"flux": flux, "clip_l": clip_l, "t5": t5, "vae": vae}.items()
         }
-        style = None if lora == NONE else Path(folder_paths.get_full_path_or_raise("loras", lora))
+        style = None if lora == NONE else lora_file(lora)
         pipeline = load_flux_pipeline(paths, fp8=weight_dtype == "fp8_e4m3fn", lora=style, lora_strength=lora_strength)
         return io.NodeOutput(HostedPipeline(pipeline, offload, vram_gb, compile))
+
+
+def lora_file(choice: str) -> Path:
+    """The path of what was chosen in a list of LoRAs."""
+    return toy("lora") if choice == TOY else Path(folder_paths.get_full_path_or_raise("loras", choice))
 
 
 def load_flux_pipeline(
@@ -169,10 +179,15 @@ class EncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "siglip",
-                    options=choices("siglip"),
-                    tooltip=f"SigLIP so400m at 384 px, {where} (0.86 GB). It is the file that Flux Redux uses.",
+                    options=[*choices("siglip"), TOY],
+                    tooltip=f"SigLIP so400m at 384 px, {where} (0.86 GB). It is the file that Flux Redux uses. "
+                    "“toy” is a small one that comes with the pack, for the toy adapter.",
                 ),
-                io.Combo.Input("dinov2", options=choices("dinov2"), tooltip=f"DINOv2 giant, {where} (4.5 GB)."),
+                io.Combo.Input(
+                    "dinov2",
+                    options=[*choices("dinov2"), TOY],
+                    tooltip=f"DINOv2 giant, {where} (4.5 GB). “toy” as above.",
+                ),
             ],
             outputs=[Encoder.Output(display_name="encoder", tooltip="To InstantCharacter Encode.")],
         )
@@ -203,9 +218,10 @@ class AdapterLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "adapter",
-                    options=choices("adapter"),
+                    options=[*choices("adapter"), TOY],
                     tooltip="instantcharacter_ip-adapter.bin, or what convert made of it, from models/ipadapter. "
-                    "“download” fetches its 5.6 GB only if it is not there.",
+                    "“download” fetches its 5.6 GB only if it is not there. “toy” comes with the pack, for the toy "
+                    "FLUX and encoders.",
                 )
             ],
             outputs=[Adapter.Output(display_name="adapter", tooltip="To InstantCharacter Encode or Load Character.")],

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import diffusers
+import tiny
 import torch
 import transformers
 from diffusers import FluxTransformer2DModel
@@ -29,7 +31,7 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from instantcharacter import Character, CharacterAdapter, CharacterEncoder, demo, encoders
+from instantcharacter import Character, CharacterAdapter, CharacterEncoder, encoders
 from instantcharacter.attention import Subject
 from instantcharacter.folding import fold
 from instantcharacter.processor import attach, detach
@@ -99,17 +101,17 @@ def print_versions(device: Device) -> None:
 
 def random_flux(device: Device) -> FluxTransformer2DModel:
     if device.tiny:
-        return demo.tiny_components()["transformer"].to(DTYPE)
+        return tiny.tiny_components()["transformer"].to(DTYPE)
     return built(FluxTransformer2DModel, device, guidance_embeds=True)
 
 
 def random_adapter(device: Device) -> CharacterAdapter:
-    return demo.tiny_adapter().to(DTYPE) if device.tiny else built(CharacterAdapter, device)
+    return tiny.tiny_adapter().to(DTYPE) if device.tiny else built(CharacterAdapter, device)
 
 
 def random_encoder(device: Device) -> CharacterEncoder:
     if device.tiny:
-        return demo.tiny_encoder().to(DTYPE)
+        return tiny.tiny_encoder().to(DTYPE)
     siglip = built(SiglipVisionModel, device, config=SiglipVisionConfig(**encoders.SIGLIP.released))
     return CharacterEncoder(siglip, built(Dinov2Model, device, config=Dinov2Config(**encoders.DINOV2.released)))
 

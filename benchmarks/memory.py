@@ -26,15 +26,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import psutil
+import tiny
 import torch
 from adapter import DTYPE, GIB, Device, built, print_versions, random_adapter, random_encoder, random_flux
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from transformers import CLIPTextModel, T5EncoderModel
 
-from instantcharacter import InstantCharacterPipeline, demo, flux_files, memory
+from instantcharacter import InstantCharacterPipeline, flux_files, memory
 
 RUNS = ("none", "24", "16", "12", "8", "6", "16+fp8", "compile", "compile+again", "16+compile")
 """A cap in GiB or a strategy, and what else; again: in a process that finds on disk what another one compiled."""
@@ -112,15 +114,15 @@ def measure(run: str, options: argparse.Namespace) -> dict[str, Any]:
 def random_pipeline(device: Device, fp8: bool) -> InstantCharacterPipeline:
     """All the models at their real sizes; made on the GPU, then taken to host memory, as if they had been loaded."""
     if device.tiny:
-        pipeline = demo.tiny_pipeline().to(DTYPE)
+        pipeline = tiny.tiny_pipeline().to(DTYPE)
         pipeline.set_character_adapter(pipeline.character_adapter.to(DTYPE))
         pipeline.character_encoder.to(DTYPE)
     else:
         vae = {name: value for name, value in flux_files.VAE.items() if name != "_class_name"}
         parts = {
             "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            "tokenizer": demo._byte_tokenizer(flux_files.CLIP_LENGTH),
-            "tokenizer_2": demo._byte_tokenizer(flux_files.T5_LENGTH),
+            "tokenizer": tiny.byte_tokenizer(flux_files.CLIP_LENGTH),
+            "tokenizer_2": tiny.byte_tokenizer(flux_files.T5_LENGTH),
             "transformer": random_flux(device),
             "vae": built(AutoencoderKL, device, **vae, sample_size=1024),
             "text_encoder": built(CLIPTextModel, device, config=released(flux_files.CLIP_L)),

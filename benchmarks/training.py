@@ -21,14 +21,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from tiny import ADAPTER as TINY_ADAPTER
+from tiny import POOLED_WIDTH, TEXT_WIDTH, tiny_components, tiny_encoder
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from instantcharacter import AdapterConfig, CharacterAdapter, CharacterEncoder, demo, encoders
+from instantcharacter import AdapterConfig, CharacterAdapter, CharacterEncoder, encoders
 from instantcharacter.flux_files import VAE
 from instantcharacter.training import Source, TrainingConfig
 from instantcharacter.training.examples import FEATURES, Batch
@@ -48,7 +51,7 @@ class RandomExamples:
     def __init__(self, config: TrainingConfig, tiny: bool, live: bool) -> None:
         self._config, self.tally = config, Tally()
         self._dtype = getattr(torch, config.precision)
-        tokens, width, pooled = (32, demo.TEXT_WIDTH, demo.POOLED_WIDTH) if tiny else (512, 4096, 768)
+        tokens, width, pooled = (32, TEXT_WIDTH, POOLED_WIDTH) if tiny else (512, 4096, 768)
         views, feature_dim = 729, config.sizes.feature_dim
         self.without_text = {"prompt": self._random(tokens, width), "pooled": self._random(pooled)}
         self.without_character = {
@@ -84,7 +87,7 @@ class RandomExamples:
 
 def _encoders(tiny: bool, dtype: torch.dtype) -> tuple[CharacterEncoder, AutoencoderKL]:
     if tiny:
-        return demo.tiny_encoder().to(DEVICE, dtype), demo.tiny_components()["vae"].to(DEVICE)
+        return tiny_encoder().to(DEVICE, dtype), tiny_components()["vae"].to(DEVICE)
     siglip = SiglipVisionConfig(**encoders.SIGLIP.released, vision_use_head=False)
     with torch.device(DEVICE):
         towers = SiglipVisionModel(siglip), Dinov2Model(Dinov2Config(**encoders.DINOV2.released))
@@ -98,7 +101,7 @@ def measure(run: str, tiny: bool) -> None:
     config = TrainingConfig(
         output=folder,
         data=(Source("random"),),
-        sizes=demo.ADAPTER if tiny else AdapterConfig(),
+        sizes=TINY_ADAPTER if tiny else AdapterConfig(),
         resolution=128 if tiny else 512,
         steps=STEPS,
         batch_size=int(size),
@@ -109,7 +112,7 @@ def measure(run: str, tiny: bool) -> None:
         log_every=1,
         save_every=10**9,
     )
-    transformer = demo.tiny_components()["transformer"] if tiny else _flux()
+    transformer = tiny_components()["transformer"] if tiny else _flux()
     with torch.device(DEVICE):
         adapter = new_adapter(CharacterAdapter(config.sizes))
     before, flux = _sample(adapter), _sums(transformer)

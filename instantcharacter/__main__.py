@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DTYPES = ("bfloat16", "float16", "float32")
 ALSO = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
 """ComfyUI's folders that have another directory by this name."""
+SIZE, TOY_SIZE = (1024, 1024), (256, 256)
 REAL_COMMAND = (
     "python -m instantcharacter generate --reference assets/character.png "
     '--prompt "the fox flies a paper plane over the sea" --output output/fox.png'
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> None:
     """Draw a picture and write it as PNG, its settings in its text."""
+    _choose_toy(options)
     pictures, characters = _references(options), _load_characters(options.character)
     _check_generate(options, len(pictures), len(characters))
     adapter = _load_adapter(options)
@@ -73,6 +75,7 @@ def encode(options: argparse.Namespace) -> None:
     """Make a character file of a picture: needs the encoders and the adapter, not FLUX."""
     if len(options.reference) != 1:
         raise ValueError(f"a character is made of one picture; there are {len(options.reference)} --reference")
+    _choose_toy(options)
     pictures = _references(options)
     _check_output(options.output, ".safetensors")
     (character,) = _make_characters(_load_adapter(options), pictures, options)
@@ -127,7 +130,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Run the whole path at a tiny size."""
+    """Draw a character with the toy models that come with the pack: four prompts, three strengths, a style LoRA."""
     from .demo import draw_demo
     from .files import written_whole
 
@@ -136,8 +139,20 @@ def demo(options: argparse.Namespace) -> None:
     with written_whole(options.output) as partial:
         page.save(partial, format="PNG")
     print(f"wrote {options.output}")
-    print("The weights are tiny and random, so what is drawn is noise: this shows that the whole path runs.")
     print(f"With the real weights (FLUX.1-dev, about 47 GB to fetch, a GPU):\n  {REAL_COMMAND}")
+
+
+def _choose_toy(options: argparse.Namespace) -> None:
+    """Have the toy models' paths where the toy is chosen; what is not named is chosen with its FLUX."""
+    usual = {"siglip": models.SIGLIP, "dinov2": models.DINOV2, "adapter": models.ADAPTER}
+    whole = getattr(options, "model", None) == models.TOY
+    for name in usual:
+        if getattr(options, name) == models.TOY or (whole and getattr(options, name) == usual[name]):
+            setattr(options, name, str(models.toy(name)))
+    if whole:
+        options.model = str(models.toy("flux"))
+    if "size" in options:
+        options.size = options.size or (TOY_SIZE if whole else SIZE)
 
 
 def _check_generate(options: argparse.Namespace, pictures: int, characters: int) -> None:
@@ -363,11 +378,12 @@ def _parser() -> argparse.ArgumentParser:
                          help="strength, 0.6 to 1 (0.9); one for all, or one each, references first")  # fmt: skip
     command.add_argument("--steps", type=_whole(1, 1000), default=28, help="denoising steps (28)")
     command.add_argument("--guidance", type=_number(0, 100), default=3.5, help="FLUX's guidance (3.5)")
-    command.add_argument("--size", type=_size, default=(1024, 1024), metavar="WxH", help="pixels (1024x1024)")
+    command.add_argument("--size", type=_size, metavar="WxH", help="pixels (1024x1024; 256x256 of the toy model)")
     command.add_argument("--seed", type=_whole(0, 2**64 - 1), help="the same seed draws the same picture")
     command.add_argument("--lora", type=_lora, action="append", default=[], metavar="FILE:WEIGHT",
                          help="a style LoRA; repeat for several")  # fmt: skip
-    command.add_argument("--model", default=models.FLUX, help=f"FLUX.1: a diffusers folder or hub id ({models.FLUX})")
+    command.add_argument("--model", default=models.FLUX, help=f"FLUX.1: a diffusers folder or hub id ({models.FLUX}); "
+                         "toy: small models that come with the pack")  # fmt: skip
     command.add_argument("--offload", choices=("auto", "none", "model", "stream", "sequential"), default="auto",
                          help="what stays on the GPU: as much as fits (auto), everything, one model at a time, as "
                          "little as streaming can, or one layer at a time")  # fmt: skip
@@ -404,7 +420,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="fill the cache with what so many samples need, and do not train")  # fmt: skip
 
     command = _command(commands, "demo", demo)
-    command.add_argument("--reference", type=Path, default=Path("assets/character.png"))
+    command.add_argument("--reference", type=Path, default=models.TOY_FOLDER.parent / "monster.png")
     command.add_argument("--output", type=Path, default=Path("output/demo.png"))
     return parser
 
@@ -426,9 +442,9 @@ def _reference_options(command: argparse.ArgumentParser, required: bool) -> None
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--siglip", default=models.SIGLIP, help="a folder, hub id or .safetensors")
-    command.add_argument("--dinov2", default=models.DINOV2, help="a folder, hub id or .safetensors")
-    command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors or hub id")
+    command.add_argument("--siglip", default=models.SIGLIP, help="a folder, hub id or .safetensors, or toy")
+    command.add_argument("--dinov2", default=models.DINOV2, help="a folder, hub id or .safetensors, or toy")
+    command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors or hub id, or toy")
     command.add_argument("--device", help="cuda if there is one, else cpu")
     command.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
 

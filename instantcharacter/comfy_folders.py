@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .models import FILES, ModelFile, fetch, match
+from .models import FILES, TOY, ModelFile, fetch, match, toy
 
 DOWNLOAD = "download"
 """The choice in a list that fetches the usual file, unless it is there."""
@@ -43,7 +43,8 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
 
     Args:
         name: which.
-        choice: from :func:`choices`. :data:`DOWNLOAD` takes the usual file, and fetches it if it is nowhere.
+        choice: from :func:`choices`, or :data:`~instantcharacter.models.TOY`. :data:`DOWNLOAD` takes the usual file,
+            and fetches it if it is nowhere.
         progress: see :func:`~instantcharacter.models.fetch`.
         token: see there.
 
@@ -51,6 +52,8 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
         FileNotFoundError: what was chosen is gone.
         OSError: it could not be fetched.
     """
+    if choice == TOY:
+        return toy(name)
     file = FILES[name]
     if choice == DOWNLOAD:
         usual = match(file, _listed(name))

@@ -256,8 +256,8 @@ class _Watch:
         return {}
 
     def _preview(self, pipeline: Any, latents: Tensor) -> Any:
-        """The picture that the last two latents point to, from the second step on."""
-        if self._previewer is None or self._before is None:
+        """The picture that the last two latents point to, from the second step on; of FLUX's own latents only."""
+        if self._previewer is None or self._before is None or latents.shape[-1] != 4 * LATENT_CHANNELS:
             return None
         sigmas, now = pipeline.scheduler.sigmas, pipeline.scheduler.step_index
         velocity = (latents - self._before) / (sigmas[now] - sigmas[now - 1])

@@ -1,183 +1,81 @@
-"""The whole path at a tiny size, with random weights from a seed: it shows that everything runs, and draws noise."""
+"""The pack at work on the toy models: a character that they never saw, in four scenes, at three strengths."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import textwrap
+from collections.abc import Iterator
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    Dinov2Config,
-    Dinov2Model,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    T5Config,
-    T5EncoderModel,
-)
 
-from .adapter import AdapterConfig, CharacterAdapter
+from . import models
+from .adapter import CharacterAdapter
 from .encoders import CharacterEncoder
 from .pipeline import InstantCharacterPipeline
-from .reference import open_picture
+from .reference import Picture, open_picture
 
-PROMPT = "the character flies a paper plane over the sea"
-SCALES = (0.0, 0.9, 1.8)
-TEXT_WIDTH, POOLED_WIDTH = 64, 32
-
-SIGLIP = SiglipVisionConfig(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=27,
-    num_attention_heads=4,
-    image_size=384,
-    patch_size=14,
-    hidden_act="gelu_pytorch_tanh",
+PROMPTS = (
+    "a picture of a character waving on a beach",
+    "a comic of a character reading a book in a forest",
+    "a watercolour of a character with a balloon in the snow",
+    "a picture of a character jumping on the moon",
 )
-DINOV2 = Dinov2Config(
-    hidden_size=48,
-    num_hidden_layers=30,
-    num_attention_heads=4,
-    mlp_ratio=2,
-    use_swiglu_ffn=True,
-    image_size=518,
-    patch_size=14,
-)
-ADAPTER = AdapterConfig(
-    feature_dim=80,
-    fusion_layers=1,
-    fusion_heads=4,
-    resampler_dim=64,
-    resampler_layers=1,
-    resampler_heads=2,
-    num_tokens=16,
-    token_dim=TEXT_WIDTH,
-    attention_dim=128,
-    attention_heads=4,
-    num_attention_blocks=4,
-)
+LORA_WORDS = "pixel art of"
+SCALES = (0.0, 0.6, 0.9)
+SIDE, STEPS, GUIDANCE = 256, 16, 3.5
 
 
-def tiny_pipeline(seed: int = 0) -> InstantCharacterPipeline:
-    """A pipeline as complete as the real one, adapter and encoder set, with random weights: about 3 M parameters."""
-    pipeline = InstantCharacterPipeline(**tiny_components(seed))
-    pipeline.set_character_adapter(tiny_adapter(seed))
-    pipeline.set_character_encoder(tiny_encoder(seed))
+def toy_pipeline() -> InstantCharacterPipeline:
+    """The toy models, adapter and encoder set, on the CPU in float32."""
+    pipeline = InstantCharacterPipeline.from_pretrained(models.toy("flux"), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_character_adapter(CharacterAdapter.from_file(models.toy("adapter"), dtype=torch.float32))
+    pipeline.set_character_encoder(CharacterEncoder.from_pretrained(models.toy("siglip"), models.toy("dinov2")))
     return pipeline
 
 
-def tiny_components(seed: int = 0) -> dict[str, object]:
-    """What a FluxPipeline is made of, by its names."""
-    torch.manual_seed(seed)
-    clip = CLIPTextConfig(
-        vocab_size=258,
-        hidden_size=POOLED_WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=POOLED_WIDTH,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    t5 = T5Config(vocab_size=258, d_model=TEXT_WIDTH, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
-    return {
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        "vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 16, 16),
-            norm_num_groups=4,
-            latent_channels=16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ).eval(),
-        "text_encoder": CLIPTextModel(clip).eval(),
-        "tokenizer": _byte_tokenizer(77),
-        "text_encoder_2": T5EncoderModel(t5).eval(),
-        "tokenizer_2": _byte_tokenizer(512),
-        "transformer": _tiny_flux(),
-    }
+def draw_demo(reference: Picture, seed: int = 0) -> Image.Image:
+    """A sheet of the reference and what is drawn of it: a row for each strength, and one with the style LoRA."""
+    picture = ImageOps.pad(open_picture(reference), (SIDE, SIDE), color="white")
+    return sheet(picture, list(_rows(toy_pipeline(), picture, seed)))
 
 
-def tiny_adapter(seed: int = 0) -> CharacterAdapter:
-    """An adapter that fits :func:`tiny_components`' transformer and :func:`tiny_encoder`'s features."""
-    torch.manual_seed(seed)
-    adapter = CharacterAdapter(ADAPTER)
-    for attention in adapter.attention:
-        nn.init.normal_(
-            attention.get_parameter("to_v_ip.weight"), std=1.0
-        )  # untrained, the character would hardly be seen
-    return adapter.eval()
+def _rows(pipeline: InstantCharacterPipeline, picture: Image.Image, seed: int) -> Iterator[tuple[str, list]]:
+    """Each row's title and pictures; the noise of a column is the same in all."""
 
-
-def tiny_encoder(seed: int = 0) -> CharacterEncoder:
-    """Encoders with as many layers as the features need, and little in them."""
-    torch.manual_seed(seed)
-    return CharacterEncoder(SiglipVisionModel(SIGLIP), Dinov2Model(DINOV2))
-
-
-def draw_demo(reference: Path, seed: int = 0) -> Image.Image:
-    """Run :func:`tiny_pipeline` on a picture: a sheet with the reference and the result at three scales."""
-    pipeline = tiny_pipeline(seed)
-    panels = [("reference", ImageOps.pad(open_picture(reference), (256, 256), color="white"))]
-    for scale in SCALES:
-        drawn = pipeline(
-            PROMPT,
-            subject_image=reference,
+    def drawn(prompts: list[str], scale: float) -> list[Image.Image]:
+        return pipeline(
+            prompts,
+            subject_image=picture,
             subject_scale=scale,
-            height=256,
-            width=256,
-            num_inference_steps=8,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        panels.append((f"subject_scale {scale}", ImageOps.autocontrast(drawn.images[0])))
-    return sheet(panels, f"“{PROMPT}”: tiny random weights, so the drawings are noise (contrast stretched)")
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
+        ).images
+
+    for scale in SCALES:
+        yield f"scale {scale}", drawn([*PROMPTS], scale)
+    lora = models.toy("lora")
+    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    yield "scale 0.9, LoRA", drawn([f"{LORA_WORDS} {prompt.split(' of ', 1)[1]}" for prompt in PROMPTS], SCALES[-1])
 
 
-def sheet(panels: list[tuple[str, Image.Image]], caption: str) -> Image.Image:
-    """Pictures side by side, each under its title, a caption below."""
-    gap, line = 16, 28
-    width = gap + sum(picture.width + gap for _, picture in panels)
-    height = line + max(picture.height for _, picture in panels) + line + gap
-    page = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-    x = gap
-    for title, picture in panels:
-        draw.text((x, 7), title, "#222222", font)
-        page.paste(picture, (x, line))
-        x += picture.width + gap
-    draw.text((gap, height - line - 4), caption, "#666666", font)
+def sheet(reference: Image.Image, rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
+    """The reference at the left, rows of pictures under their titles, the prompts below."""
+    gap, line = 12, 26
+    columns = 1 + len(PROMPTS)
+    page = Image.new("RGB", (gap + columns * (SIDE + gap), len(rows) * (line + SIDE) + 3 * line), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    pen.text((gap, 6), "reference", "#222222", font)
+    page.paste(reference, (gap, line))
+    for row, (title, pictures) in enumerate(rows):
+        y = row * (line + SIDE)
+        pen.text((2 * gap + SIDE, y + 6), title, "#222222", font)
+        for column, picture in enumerate(pictures, 1):
+            page.paste(picture, (gap + column * (SIDE + gap), y + line))
+    for column, prompt in enumerate(PROMPTS, 1):
+        place = gap + column * (SIDE + gap), len(rows) * (line + SIDE) + 8
+        pen.multiline_text(place, textwrap.fill(prompt, 34), "#666666", font)
     return page
-
-
-def _tiny_flux() -> FluxTransformer2DModel:
-    transformer = FluxTransformer2DModel(
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=POOLED_WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(8, 12, 12),
-    )
-    nn.init.normal_(transformer.proj_out.weight, std=0.2)  # untrained, it would hardly change the noise
-    return transformer.eval()
-
-
-def _byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """One token a byte: any text, no vocabulary file."""
-    vocabulary = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", model_max_length=max_length
-    )

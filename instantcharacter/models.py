@@ -28,6 +28,18 @@ ADAPTER_FILE = "instantcharacter_ip-adapter.bin"
 Progress = Callable[[int, int], None]
 """Told of the bytes that are here, and of all of them; may raise to cancel."""
 
+TOY = "toy"
+"""Chosen in place of a model: a small one of its kind, which comes with the pack."""
+TOY_FOLDER = Path(__file__).parent.parent / "assets/toy"
+TOY_FILES = {
+    "flux": "flux",
+    "siglip": "siglip",
+    "dinov2": "dinov2",
+    "adapter": "adapter.safetensors",
+    "lora": "pixel_art.safetensors",
+}
+"""In that folder, by the names of :data:`FILES`, and a LoRA."""
+
 SPARE = 256 * 2**20
 """Bytes to leave free on a disk."""
 
@@ -114,6 +126,18 @@ FILES = {
     ),
 }
 """By the name that the command line and the nodes have for each."""
+
+
+def toy(name: str) -> Path:
+    """The toy model of this name in :data:`TOY_FILES`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    path = TOY_FOLDER / TOY_FILES[name]
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: the toy models come with the pack's repository; clone it")
+    return path
 
 
 def match(file: ModelFile, names: Iterable[str]) -> str | None:

@@ -86,11 +86,18 @@ def error(history: dict) -> dict:
 # Every workflow
 
 
-@pytest.mark.parametrize("name", ["self_contained", "native", "two_characters", "earlier_pack", "earlier_pack_local"])
+@pytest.mark.parametrize(
+    "name", ["self_contained", "native", "two_characters", "earlier_pack", "earlier_pack_local", "toy"]
+)
 def test_workflow_runs(server, name):
     picture = drawn(server, workflow(name))
     assert picture.size == (256, 256)
     assert len(picture.getcolors(2**16)) > 100
+
+
+def test_the_toy_lora_changes_what_the_toy_flux_draws(server):
+    styled = workflow("toy", InstantCharacterFluxLoader__lora="toy")
+    assert drawn(server, styled).tobytes() != drawn(server, workflow("toy")).tobytes()
 
 
 @pytest.mark.skipif(comfyui.gguf_pack() is None, reason="no ComfyUI-GGUF in that ComfyUI")

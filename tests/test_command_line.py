@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import recorded
+import tiny
 import torch
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from PIL import Image
 
-from instantcharacter import Character, CharacterAdapter, InstantCharacterPipeline, demo
+from instantcharacter import Character, CharacterAdapter, InstantCharacterPipeline
 from instantcharacter.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -22,9 +23,9 @@ ROOT = Path(__file__).parent.parent
 def models(tmp_path_factory) -> Path:
     """Tiny models on disk, as the hub would lay them out."""
     folder = tmp_path_factory.mktemp("models")
-    InstantCharacterPipeline(**demo.tiny_components()).save_pretrained(folder / "flux")
-    demo.tiny_adapter().save(folder / "adapter.safetensors")
-    encoder = demo.tiny_encoder()
+    InstantCharacterPipeline(**tiny.tiny_components()).save_pretrained(folder / "flux")
+    tiny.tiny_adapter().save(folder / "adapter.safetensors")
+    encoder = tiny.tiny_encoder()
     encoder.siglip.save_pretrained(folder / "siglip")
     encoder.dinov2.save_pretrained(folder / "dinov2")
     return folder
@@ -153,7 +154,7 @@ def test_lora_changes_the_picture_with_its_weight(generate, tmp_path):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    transformer = demo.tiny_components()["transformer"]
+    transformer = tiny.tiny_components()["transformer"]
     transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     layers = get_peft_model_state_dict(transformer)
     FluxPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, weight_name="style.safetensors")
@@ -168,12 +169,12 @@ def test_lora_changes_the_picture_with_its_weight(generate, tmp_path):
 
 
 def test_convert_writes_safetensors_beside_the_original(tmp_path, models, monkeypatch):
-    monkeypatch.setattr("instantcharacter.adapter.RELEASED", demo.ADAPTER)
-    adapter = demo.tiny_adapter()
+    monkeypatch.setattr("instantcharacter.adapter.RELEASED", tiny.ADAPTER)
+    adapter = tiny.tiny_adapter()
     adapter.save(tmp_path / "ip.bin")
     assert main(["convert", str(tmp_path / "ip.bin")]) == 0
     converted = CharacterAdapter.from_file(tmp_path / "ip.safetensors")
-    assert converted.config == demo.ADAPTER
+    assert converted.config == tiny.ADAPTER
     assert converted.fingerprint() == adapter.fingerprint()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ip.bin", "ip.safetensors"]
 
@@ -263,7 +264,7 @@ def test_unreachable_hub_says_what_to_fetch(generate, capsys):
 
 
 def test_it_works_without_progress_bars(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("instantcharacter.adapter.RELEASED", demo.ADAPTER)
+    monkeypatch.setattr("instantcharacter.adapter.RELEASED", tiny.ADAPTER)
     disable_progress_bars()
     try:
         output = tmp_path / "converted.safetensors"
@@ -271,17 +272,6 @@ def test_it_works_without_progress_bars(models, tmp_path, monkeypatch):
         assert output.is_file()
     finally:
         enable_progress_bars()
-
-
-def test_demo_draws_the_reference_and_three_scales(tmp_path, capsys):
-    output = tmp_path / "demo.png"
-    assert main(["demo", f"--output={output}", f"--reference={ROOT / 'assets/character.png'}"]) == 0
-    printed = capsys.readouterr().out
-    assert "noise" in printed
-    assert "python -m instantcharacter generate --reference" in printed
-    page = Image.open(output)
-    panels = [page.crop((16 + 272 * i, 28, 272 + 272 * i, 284)).tobytes() for i in range(4)]
-    assert len(set(panels)) == 4
 
 
 def test_help_needs_no_heavy_import():

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import recorded
+import tiny
 import torch
 from diffusers import FluxTransformer2DModel
 from recorded import error
 from safetensors.torch import save_file
 
-from instantcharacter import InstantCharacterPipeline, demo
+from instantcharacter import InstantCharacterPipeline
 from instantcharacter.flux_files import FluxFiles, _flux_config, load_flux
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def parts() -> dict:
-    return {**demo.tiny_components(), "transformer": recorded.transformer()}
+    return {**tiny.tiny_components(), "transformer": recorded.transformer()}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_diffusers_folder_draws_the_same(tmp_path, parts, expected):
 
 def test_text_encoders_read_prompts_as_the_models_do(files, parts):
     """Single files of CLIP and T5, and tokenizers from their folders."""
-    wide = {**parts, "transformer": demo.tiny_components()["transformer"]}
+    wide = {**parts, "transformer": tiny.tiny_components()["transformer"]}
     text = {"prompt": "a fox", "max_sequence_length": 64}
     expected = InstantCharacterPipeline(**wide).encode_prompt(prompt_2=None, **text)
     pipeline = load_flux(files, torch.float32)

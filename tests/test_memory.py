@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import recorded
+import tiny
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import nn
 from transformers import CLIPTextModel, Dinov2Model, SiglipVisionModel, T5EncoderModel
 
-from instantcharacter import CharacterAdapter, InstantCharacterPipeline, demo, encoders, flux_files, memory
+from instantcharacter import CharacterAdapter, InstantCharacterPipeline, encoders, flux_files, memory
 from instantcharacter.arrangement import TILE, free_memory, measure, roots
 from instantcharacter.folding import FoldedAttention
 from instantcharacter.memory import GIB, MemoryPlan, plan
@@ -191,7 +192,7 @@ def draw(pipeline, prompt: str = "a paper plane", seed: int = 0, **changes) -> t
 @pytest.fixture
 def whole() -> InstantCharacterPipeline:
     """A pipeline with everything, text encoders and vision encoders too."""
-    pipeline = demo.tiny_pipeline()
+    pipeline = tiny.tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -199,7 +200,7 @@ def whole() -> InstantCharacterPipeline:
 @pytest.fixture(scope="module")
 def expected() -> torch.Tensor:
     """What it draws without any plan."""
-    pipeline = demo.tiny_pipeline()
+    pipeline = tiny.tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     return draw(pipeline)
 
@@ -288,7 +289,7 @@ def test_offload_works_in_inference_mode(whole, expected):
 
 def test_pipelines_made_in_inference_mode_can_stream(expected):
     with torch.inference_mode():
-        pipeline = demo.tiny_pipeline()
+        pipeline = tiny.tiny_pipeline()
         pipeline.set_progress_bar_config(disable=True)
         pipeline.enable_character_offload("stream")
         assert torch.equal(draw(pipeline), expected)
@@ -354,26 +355,26 @@ def test_a_plan_leaves_the_vae_as_it_was_set(whole):
 
 def test_a_plan_outlives_what_is_changed_in_the_pipeline(whole, expected, tmp_path):
     whole.enable_character_offload("stream")
-    whole.set_character_adapter(demo.tiny_adapter())
+    whole.set_character_adapter(tiny.tiny_adapter())
     assert torch.equal(draw(whole), expected)
-    whole.set_character_encoder(demo.tiny_encoder())
+    whole.set_character_encoder(tiny.tiny_encoder())
     assert torch.equal(draw(whole), expected)
     whole.remove_character_adapter()
     plain = draw(whole, subject_image=None)
-    whole.set_character_adapter(demo.tiny_adapter())
+    whole.set_character_adapter(tiny.tiny_adapter())
     assert torch.equal(draw(whole, subject_scale=0), plain)
     assert whole._offload.strategy == "stream"
 
 
 def test_sequential_offload_takes_another_adapter(whole, expected):
     whole.enable_character_offload("sequential")
-    whole.set_character_adapter(demo.tiny_adapter())
+    whole.set_character_adapter(tiny.tiny_adapter())
     assert torch.equal(draw(whole), expected)
 
 
 def test_lora_loaded_under_a_plan_streams_along(whole, tmp_path):
     save_lora(whole, tmp_path)
-    other = demo.tiny_pipeline()
+    other = tiny.tiny_pipeline()
     other.set_progress_bar_config(disable=True)
     other.load_lora_weights(tmp_path, weight_name="style.safetensors")
     styled = draw(other)
@@ -407,7 +408,7 @@ def test_offload_can_be_let_go_of(whole):
 def test_weights_go_with_the_pipeline_at_once():
     gc.disable()
     try:
-        pipeline = demo.tiny_pipeline()
+        pipeline = tiny.tiny_pipeline()
         pipeline.set_progress_bar_config(disable=True)
         pipeline.enable_character_offload("stream")
         draw(pipeline)

@@ -147,7 +147,7 @@ def test_widgets_of_the_earlier_pack_have_their_ranges(nodes):
     assert load["cpu_offload"][1]["default"] is False
 
 
-def test_lists_show_the_likeliest_file_first_and_download_last(tmp_path):
+def test_lists_show_the_likeliest_file_first_and_what_needs_no_file_last(tmp_path):
     for path in (
         "unet/a-model.safetensors",
         "unet/flux1-dev.safetensors",
@@ -167,12 +167,12 @@ def test_lists_show_the_likeliest_file_first_and_download_last(tmp_path):
         return inputs(info[node])[setting][1]["options"]
 
     assert options("InstantCharacterFluxLoader", "flux") == [
-        "flux1-dev.safetensors", "FLUX.1-Krea", "a-model.safetensors", "flux-Q4.gguf", "download",
+        "flux1-dev.safetensors", "FLUX.1-Krea", "a-model.safetensors", "flux-Q4.gguf", "download", "toy",
     ]  # fmt: skip
     encoders = ["sigclip_vision_patch14_384.safetensors", "dinov2-giant/model.safetensors"]
-    assert options("InstantCharacterEncoderLoader", "siglip") == [*encoders, "download"]
-    assert options("InstantCharacterEncoderLoader", "dinov2") == [*reversed(encoders), "download"]
-    assert options("InstantCharacterAdapterLoader", "adapter") == ["instantcharacter_ip-adapter.bin", "download"]
+    assert options("InstantCharacterEncoderLoader", "siglip") == [*encoders, "download", "toy"]
+    assert options("InstantCharacterEncoderLoader", "dinov2") == [*reversed(encoders), "download", "toy"]
+    assert options("InstantCharacterAdapterLoader", "adapter") == ["instantcharacter_ip-adapter.bin", "download", "toy"]
     assert options("InstantCharacterLoadCharacter", "name") == ["fox.safetensors"]
 
 
@@ -183,7 +183,7 @@ GRAPHS = sorted((PACK / "workflows").glob("*.json"))
 API = sorted((PACK / "workflows/api").glob("*.json"))
 NAMED = {
     "self_contained", "native", "native_gguf_lora", "two_characters", "save_character", "load_character",
-    "background_removal", "earlier_pack", "earlier_pack_local",
+    "background_removal", "earlier_pack", "earlier_pack_local", "toy",
 }  # fmt: skip
 
 

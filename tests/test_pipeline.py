@@ -193,7 +193,7 @@ def test_every_picture_of_a_batch_gets_the_character(pipeline, character):
 
 
 def test_a_prompt_is_no_longer_than_its_tokenizer_allows():
-    from instantcharacter.demo import tiny_pipeline
+    from tiny import tiny_pipeline
 
     pipeline = tiny_pipeline()
     pipeline.tokenizer_2.model_max_length = 24
@@ -202,7 +202,7 @@ def test_a_prompt_is_no_longer_than_its_tokenizer_allows():
 
 
 def test_prompts_as_text(character):
-    from instantcharacter.demo import tiny_pipeline
+    from tiny import tiny_pipeline
 
     pipeline = quiet(tiny_pipeline())
     fox = pipeline.create_character(recorded.PICTURE)

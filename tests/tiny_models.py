@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import recorded
+import tiny
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from instantcharacter import InstantCharacterPipeline, demo
+from instantcharacter import InstantCharacterPipeline
 from instantcharacter.flux_files import VAE
 
 
@@ -38,11 +39,11 @@ def fill(folder: Path) -> None:
     recorded.adapter().save(models / "ipadapter/instantcharacter_ip-adapter.bin")
     sizes = json.dumps(asdict(recorded.ADAPTER_CONFIG))
     (models / "ipadapter/instantcharacter_ip-adapter.json").write_text(sizes)
-    InstantCharacterPipeline(**{**demo.tiny_components(), "transformer": transformer}).save_pretrained(
+    InstantCharacterPipeline(**{**tiny.tiny_components(), "transformer": transformer}).save_pretrained(
         models / "diffusers/FLUX.1-dev"
     )
     _copy(recorded.LORA, models / "loras/style_lora.safetensors")
-    for picture in ("character.png", "owl.png"):
+    for picture in ("character.png", "owl.png", "monster.png"):
         _copy(Path(__file__).parent.parent / "assets" / picture, folder / "input" / picture)
 
 

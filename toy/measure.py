@@ -83,7 +83,7 @@ def new_test(toy: Toy, count: int, seed: int = 0) -> Test:
 
 
 @torch.no_grad()
-def draw_test(toy: Toy, flow: CharacterFlow, test: Test, scale: float) -> Tensor:
+def draw_test(toy: Toy, flow: CharacterFlow, test: Test, scale: float, steps: int = STEPS) -> Tensor:
     """The test's pictures, [N, 3, 256, 256] from -1 to 1."""
     side, vae = SIDE // 8, toy.pipeline.vae
     places = positions(torch.empty(1, 1, side, side, device=DEVICE))
@@ -93,7 +93,7 @@ def draw_test(toy: Toy, flow: CharacterFlow, test: Test, scale: float) -> Tensor
         noise = torch.randn(len(part), len(places), 4 * LATENT_CHANNELS, generator=generator, device=DEVICE)
         rows = slice(part[0], part[-1] + 1)
         told = test.prompts[rows], test.pooled[rows], tuple(tensor[rows] for tensor in test.features)
-        tokens = draw(flow, toy.pipeline.scheduler, noise, *told, places=places, steps=STEPS, scale=scale)
+        tokens = draw(flow, toy.pipeline.scheduler, noise, *told, places=places, steps=steps, scale=scale)
         latents = FluxPipeline._unpack_latents(tokens, SIDE, SIDE, 8) / vae.config.scaling_factor
         pictures.append(vae.decode(latents + vae.config.shift_factor).sample.clamp(-1, 1))
     return torch.cat(pictures)

@@ -70,6 +70,10 @@ class Look:
         return f"{body}, {pattern}{self.pattern}, with {self.ears} ears, {hat} and {eyes}"
 
 
+MONSTER = Look("pear", "horns", "party hat", "one", "belly", 0.47, 0.2, 0.55, 0.95, 0.6)
+"""The demo's, ``assets/monster.png``; for testing."""
+
+
 def random_look(rng: random.Random, held_out: bool) -> Look:
     """A character to learn from, or one for testing."""
     while True:

@@ -259,6 +259,35 @@ def test_what_is_held_in_memory_is_read_once(config, monkeypatch):
     assert not little._features._held.tensors
 
 
+def test_what_is_held_on_the_device_is_the_same(config):
+    host, device = (
+        train(replace(config, output=config.output / place, steps=6, held_gib=1.0, held_in=place))
+        for place in ("host", "device")
+    )
+    assert same(weights(host), weights(device))
+
+
+def test_stages_follow_each_other_and_what_is_held_is_read_once(config, monkeypatch):
+    first = replace(config, output=config.output / "first", held_gib=1.0)
+    alone = train(replace(first, output=config.output / "alone", adapter=train(first)))
+    read, count = examples._kept, []
+    monkeypatch.setattr(examples, "_kept", lambda file: (count.append(file), read(file))[1])
+    again = replace(first, output=config.output / "again")
+    second = replace(first, output=config.output / "second", adapter=again.output / "adapter.safetensors")
+    together = train(again, second)
+    assert together == second.output / "adapter.safetensors"
+    assert same(weights(alone), weights(together))
+    assert len(count) < 3 * (world.PICTURES + 2) + 12  # each file once, and what was read before it was held
+
+
+def test_a_graph_of_what_cannot_be_recorded_is_refused(config, monkeypatch):
+    with pytest.raises(ValueError, match="checkpointing"):
+        replace(config, cuda_graph=True, checkpointing=True)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(ValueError, match="one process"):
+        train(replace(config, cuda_graph=True, checkpointing=False))
+
+
 def test_only_what_is_to_be_cached_is(config, tmp_path):
     cached = replace(config, cache=tmp_path / "cache", cached=("texts",))
     next(Examples(cached, torch.device("cpu")).batches(0))

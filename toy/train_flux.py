@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -95,15 +96,15 @@ def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 
     before = copy.deepcopy(flux).requires_grad_(False)
 
     empty = data.sizes[-1].prompts[-1:], data.sizes[-1].pooled[-1:]
+    steps_taken = itertools.count()
 
-    def given(step: int, batch: Tensor) -> Drawn:
+    def loss(batch: Tensor) -> Tensor:
+        step = next(steps_taken)
         if step == 0 and DEVICE == "cuda":
             flux.compile_repeated_blocks(dynamic=False)
             before.compile_repeated_blocks(dynamic=False)
-        return draw_batch(data.at(step), batch, step)
-
-    def loss(*tensors: Tensor) -> Tensor:
-        drawn, one = Drawn(*tensors), torch.ones_like(tensors[2])
+        drawn = draw_batch(data.at(step), batch, step)
+        one = torch.ones_like(drawn.sigmas)
         guidance = torch.empty_like(one).uniform_(*GUIDANCE)
         prompts, pooled = (part.expand(len(one), *part.shape[1:]) for part in empty)
         with torch.no_grad():
@@ -113,7 +114,7 @@ def distil(album: Album, out: Path, steps: int, rate: float = 5e-4, size: int = 
         return F.mse_loss(say(flux, drawn, guidance).float(), wanted.float())
 
     drawn = batches(data.count, size, steps, 2)
-    _end(pipeline, learn("flux guided", flux, drawn, steps, loss, rate, average=0.998, given=given), out)
+    _end(pipeline, learn("flux guided", flux, drawn, steps, loss, rate, average=0.998), out)
 
 
 class Drawn(NamedTuple):

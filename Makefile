@@ -1,4 +1,4 @@
-# make demo: the whole path at a tiny size, into output/demo.png.  make test: style, types, tests.
+# make demo: a character drawn by the toy models, into output/demo.png.  make test: style, types, tests.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -25,7 +25,7 @@ from toy.measure import Toy, draw_test, judged, new_test
 from toy.models import ADAPTER, SIGLIP
 
 SCALE = 0.9
-RATE = 4e-4
+RATE = 3e-4
 Features = tuple[Tensor, Tensor, Tensor]
 
 
@@ -157,8 +157,8 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=500)
     options = parser.parse_args()
     held: Held | None = None

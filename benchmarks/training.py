@@ -1,10 +1,12 @@
-"""What a training step costs: real sizes, random weights, stage 1 at 512×512, one CUDA device.
+"""What a training step costs: real sizes, random weights, stage 1 at 512×512.
 
     python benchmarks/training.py --run adamw:4:live adamw8bit:4:live    # a minute on an H100
+    accelerate launch --config_file instantcharacter/training/stages/fsdp.yaml --num_processes 2 \
+        benchmarks/training.py --run adamw:4:cached                      # in pieces on two of them
     python benchmarks/training.py --tiny                                 # tiny, on a CPU: shows that it runs
 
-A run is the optimiser, the samples in a step, and whether the vision encoders and the VAE run in the step (``live``) or
-    python benchmarks/training.py --tiny                                # a tiny size on a CPU: that it runs
+A run is the optimiser, the samples of one device in a step, and whether the vision encoders and the VAE run in the step
+(``live``) or what they make of samples comes from host memory (``cached``).
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from tiny import ADAPTER as TINY_ADAPTER
 from tiny import POOLED_WIDTH, TEXT_WIDTH, tiny_components, tiny_encoder
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
 from instantcharacter import AdapterConfig, CharacterAdapter, CharacterEncoder, encoders
@@ -115,10 +118,10 @@ def measure(run: str, tiny: bool) -> None:
     transformer = tiny_components()["transformer"] if tiny else _flux()
     with torch.device(DEVICE):
         adapter = new_adapter(CharacterAdapter(config.sizes))
+    training = Timed(config, transformer, adapter, RandomExamples(config, tiny, live == "live"))
     before, flux = _sample(adapter), _sums(transformer)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    training = Timed(config, transformer, adapter, RandomExamples(config, tiny, live == "live"))
     try:
         training.run_steps()
     except torch.OutOfMemoryError as error:
@@ -130,7 +133,7 @@ def measure(run: str, tiny: bool) -> None:
     reserved = torch.cuda.max_memory_reserved() / GIB if DEVICE == "cuda" else float("nan")
     seconds = statistics.median(training.seconds[WARM_UP:])
     moved = sum(not torch.equal(a, b) for a, b in zip(before, _sample(adapter)))
-    print(
+    PartialState().print(
         f"{run}: {len(training.seconds)} steps, {seconds:.3f} s a step, {seconds / int(size):.3f} s a sample; "
         f"peak {peak:.1f} GiB allocated, {reserved:.1f} reserved; loss {training.losses[0]:.3f} to "
         f"{training.losses[-1]:.3f}, all finite: {all(map(math.isfinite, training.losses))}; "
@@ -169,16 +172,20 @@ def _flux() -> FluxTransformer2DModel:
 
 
 def _sample(adapter: CharacterAdapter) -> list[Tensor]:
-    return [
-        parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].clone() for parameter in adapter.parameters()
-    ]
+    parts = [_own(parameter).flatten() for parameter in adapter.parameters()]
+    return [part[:: max(1, part.numel() // 64)].clone() for part in parts]
+
+
+def _own(parameter: Tensor) -> Tensor:
+    """This process's piece of it."""
+    return parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 def _sums(flux: FluxTransformer2DModel) -> list[float]:
     """Of the bits of each of FLUX's own weights."""
-    own = [(name, p) for name, p in flux.named_parameters() if ".processor." not in name]
+    own = [_own(p).contiguous() for name, p in flux.named_parameters() if ".processor." not in name]
     view = {2: torch.int16, 4: torch.int32}
-    return [p.detach().contiguous().view(view[p.element_size()]).sum(dtype=torch.int64).item() for _, p in own]
+    return [part.view(view[part.element_size()]).sum(dtype=torch.int64).item() for part in own]
 
 
 if __name__ == "__main__":
@@ -186,7 +193,8 @@ if __name__ == "__main__":
     parser.add_argument("--run", nargs="+", default=["adamw:4:live", "adamw8bit:4:live"], metavar="OPTIMIZER:SIZE:HOW")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    print(torch.__version__, torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU")
+    state = PartialState()  # from here on, "cuda" is this process's own
+    state.print(torch.__version__, torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU", state.num_processes)
     for run in ["adamw:2:live", "adamw:1:cached"] if options.tiny else options.run:
         measure(run, options.tiny)
         gc.collect()

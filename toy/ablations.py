@@ -25,7 +25,7 @@ from toy.measure import Toy, draw_test, judged, new_test
 from toy.models import ADAPTER, SIGLIP
 
 SCALE = 0.9
-RATE = 3e-4
+RATE = 6e-4
 Features = tuple[Tensor, Tensor, Tensor]
 
 
@@ -129,7 +129,7 @@ def stages(assets: Path, data: Path, out: Path, variant: Variant, steps: int, si
             cuda_graph=True,
             precision="bfloat16" if DEVICE == "cuda" else "float32",
             cache=data / "cache",
-            held_gib=40.0,
+            held_gib=24.0,
             held_in="device",
             workers=5,
             save_every=10**9,
@@ -157,8 +157,8 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=500)
     options = parser.parse_args()
     held: Held | None = None

@@ -1,7 +1,7 @@
 """Image folders for the trainer: ``python -m toy.dataset ALBUM FOLDER --looks 8000``.
 
 In ``FOLDER/unpaired`` a picture is its own reference; in ``FOLDER/paired`` the reference is another picture of the
-character, every second time the one on white; in ``FOLDER/portraits`` it is that one always.
+character, every second time the one on white.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ def write(album: Album, folder: Path, count: int) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     with Pool(initializer=_remember, initargs=(album, pictures)) as pool:
         pool.map(_save, range(count), chunksize=16)
-    unpaired, paired, portraits = [], [], []
+    unpaired, paired = [], []
     for look, shots in enumerate(album.shots[:count]):
         for i, shot in enumerate(shots[:SHOTS], 1):
             line = {"file_name": f"../pictures/{look}_{i}.png", "text": shot.caption()}
             other = 0 if i % 2 else i % SHOTS + 1
             unpaired.append(line)
             paired.append({**line, "reference": f"../pictures/{look}_{other}.png"})
-            portraits.append({**line, "reference": f"../pictures/{look}_0.png"})
-    for name, lines in (("unpaired", unpaired), ("paired", paired), ("portraits", portraits)):
+    for name, lines in (("unpaired", unpaired), ("paired", paired)):
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 

@@ -75,7 +75,8 @@ class TrainingConfig:
         held_gib: memory for what was computed or read, so that a small dataset is read once.
         held_in: whose memory that is.
         cuda_graph: record the passes through FLUX and the adapter on the GPU and replay them: for models so small that
-            the host launches their kernels slower than they run. Not with checkpointing or several processes.
+            the host launches their kernels slower than they run. Not with checkpointing, several passes to a step, or
+            several processes.
         workers: threads that read and decode.
         log_every: steps between two entries in TensorBoard.
         save_every: steps between two states to go on from; the end is one, too.
@@ -129,6 +130,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.cuda_graph and self.checkpointing:
             raise ValueError("cuda_graph cannot record checkpointing: set one of them to false")
+        if self.cuda_graph and self.accumulate > 1:
+            raise ValueError("cuda_graph writes each pass's gradients where the last one's are: set accumulate to 1")
         for name in ("drop_character", "drop_text", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more, and less than 1")

@@ -119,6 +119,7 @@ class Trainer:
             raise ValueError("ema needs every process to have all of the adapter: leave it out with FSDP")
         if config.cuda_graph and accelerator.num_processes > 1:
             raise ValueError("cuda_graph records what one process does: leave it out with several")
+        _keep_what_blocks_are_given(accelerator)
         flow = CharacterFlow(transformer, adapter, config.checkpointing)
         self._sizes, self._names = adapter.config, _names_in_adapter(flow, adapter)
         self._flow, self._optimizer = accelerator.prepare(flow, _optimizer(_learned(flow), config))
@@ -311,6 +312,14 @@ class Trainer:
         self._step, places = state["step"], state["positions"]
         same = len(places) == self._accelerator.num_processes
         self._position = places[self._accelerator.process_index] if same else max(places)
+
+
+def _keep_what_blocks_are_given(accelerator: Accelerator) -> None:
+    """Have FSDP leave the blocks' inputs in their own dtypes: places in bfloat16 are not where they were, and what it
+    casts in the forward pass it does not cast when a block is computed again (torch 2.11)."""
+    plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
+    if plugin and plugin.mixed_precision_policy:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, cast_forward_inputs=False)
 
 
 def _names_in_adapter(flow: CharacterFlow, adapter: CharacterAdapter) -> dict[str, str]:

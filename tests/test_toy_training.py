@@ -70,9 +70,7 @@ def test_image_folders_pair_a_look_with_another_of_its_pictures(album, tmp_path)
         other, reference = line["reference"].removeprefix("../pictures/").removesuffix(".png").split("_")
         assert look == other and shot != reference
     assert {line["reference"][-5] for line in lines} > {"0"}
-    portraits = [json.loads(line) for line in (tmp_path / "portraits/metadata.jsonl").read_text().splitlines()]
-    assert {line["reference"][-5] for line in portraits} == {"0"}
-    for name, pairs in (("unpaired", False), ("paired", True), ("portraits", True)):
+    for name, pairs in (("unpaired", False), ("paired", True)):
         sample = next(Samples([Source(str(tmp_path / name), pairs=pairs)], 0).from_position(0))
         assert sample.picture.is_file() and sample.reference.is_file()
         assert (sample.picture == sample.reference) != pairs

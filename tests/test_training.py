@@ -283,6 +283,8 @@ def test_stages_follow_each_other_and_what_is_held_is_read_once(config, monkeypa
 def test_a_graph_of_what_cannot_be_recorded_is_refused(config, monkeypatch):
     with pytest.raises(ValueError, match="checkpointing"):
         replace(config, cuda_graph=True, checkpointing=True)
+    with pytest.raises(ValueError, match="accumulate"):
+        replace(config, cuda_graph=True, checkpointing=False, accumulate=2)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="one process"):
         train(replace(config, cuda_graph=True, checkpointing=False))

@@ -315,8 +315,11 @@ class Trainer:
 
 
 def _keep_what_blocks_are_given(accelerator: Accelerator) -> None:
-    """Have FSDP leave the blocks' inputs in their own dtypes: places in bfloat16 are not where they were, and what it
-    casts in the forward pass it does not cast when a block is computed again (torch 2.11)."""
+    """Have FSDP leave the blocks' inputs in their own dtypes.
+
+    Places in bfloat16 are not where they were, and what FSDP casts in the forward pass it does not cast when a block is
+    computed again for its gradients: torch then stops (2.11).
+    """
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
     if plugin and plugin.mixed_precision_policy:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, cast_forward_inputs=False)

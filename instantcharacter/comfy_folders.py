@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import folder_paths
@@ -19,6 +20,10 @@ SUFFIXES = {
     "adapter": (".bin", ".safetensors"),
 }
 """The endings that a list shows, where they are not ``.safetensors`` alone."""
+NAME_BYTES, PATH_BYTES = 255, 1000
+"""The longest that may be typed, so that every system takes it with the folder before it."""
+CHARACTER_BYTES = 200
+"""The longest name of a character: its ending, and that of a file half written, come after it."""
 
 
 def register() -> None:
@@ -81,9 +86,10 @@ def inside_models(given: str) -> Path:
     """A path that was typed, looked up inside ComfyUI's model folders.
 
     Raises:
-        ValueError: one that leads outside of them.
+        ValueError: one that leads outside of them, or that no file can have.
         FileNotFoundError: there is nothing there.
     """
+    _check_typed(given)
     roots = [folder_paths.models_dir, *(p for paths, _ in folder_paths.folder_names_and_paths.values() for p in paths)]
     roots = [Path(os.path.normpath(root)) for root in roots if Path(root).name != "custom_nodes"]
     candidates = [(root, Path(os.path.normpath(root / given.strip()))) for root in roots]
@@ -100,8 +106,9 @@ def character_file(name: str) -> Path:
     """Where a character of this name is saved: in ``models/characters``, which is made if need be.
 
     Raises:
-        ValueError: no name, or one that leads out of that folder.
+        ValueError: no name, one that leads out of that folder, or one that no file can have.
     """
+    _check_typed(name, CHARACTER_BYTES)
     folder = Path(os.path.normpath(folder_paths.get_folder_paths("characters")[0]))
     path = Path(os.path.normpath(folder / f"{name.strip().removesuffix('.safetensors')}.safetensors"))
     if not name.strip() or not path.is_relative_to(folder) or path.name == ".safetensors":
@@ -115,6 +122,29 @@ def tokenizers() -> tuple[Path, Path]:
 
     comfy_folder = Path(next(iter(comfy.__path__)))
     return comfy_folder / "sd1_tokenizer", comfy_folder / "text_encoders" / "t5_tokenizer"
+
+
+def listed(folder: str) -> list[str]:
+    """The files in one of ComfyUI's folders, for a list to choose from."""
+    return _utf8(folder_paths.get_filename_list(folder))
+
+
+def _check_typed(path: str, name_bytes: int = NAME_BYTES) -> None:
+    """Raise ``ValueError`` for what no file can be called, or no message can show.
+
+    ComfyUI logs every error in UTF-8; a message that cannot be encoded ends the thread that runs its prompts.
+    """
+    encoded = path.encode("utf-8", "replace")
+    longest = max(len(name) for name in encoded.replace(b"\\", b"/").split(b"/"))
+    if not _utf8([path]) or "\0" in path or longest > name_bytes or len(encoded) > PATH_BYTES:
+        raise ValueError(
+            f"{reprlib.repr(path)} cannot be a file: expected UTF-8, {name_bytes} bytes a name, {PATH_BYTES} in all"
+        )
+
+
+def _utf8(names: Iterable[str]) -> list[str]:
+    """The names that UTF-8 has; those of files in another encoding are left out."""
+    return [name for name in names if name.encode("utf-8", "ignore").decode() == name]
 
 
 def _searched(name: str) -> tuple[str, ...]:
@@ -133,4 +163,4 @@ def _listed(name: str) -> list[str]:
             found |= dict.fromkeys(file for file in single if not file.startswith(whole))
             if name == "flux":
                 found |= dict.fromkeys(folders)
-    return sorted(found)
+    return sorted(_utf8(found))

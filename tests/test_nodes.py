@@ -176,6 +176,23 @@ def test_lists_show_the_likeliest_file_first_and_what_needs_no_file_last(tmp_pat
     assert options("InstantCharacterLoadCharacter", "name") == ["fox.safetensors"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_lists_leave_out_names_that_no_log_can_show(tmp_path):
+    for folder in ("loras", "characters", "unet", "ipadapter"):
+        (tmp_path / folder).mkdir()
+        for name in (b"fox.safetensors", b"f\xf6x.safetensors"):  # Latin-1
+            Path(os.fsdecode(os.fsencode(tmp_path / folder) + b"/" + name)).touch()
+    info = loaded(tmp_path)["info"]
+    for node, setting in (
+        ("InstantCharacterFluxLoader", "flux"),
+        ("InstantCharacterFluxLoader", "lora"),
+        ("InstantCharacterAdapterLoader", "adapter"),
+        ("InstantCharacterLoadCharacter", "name"),
+    ):
+        options = inputs(info[node])[setting][1]["options"]
+        assert [name for name in options if "x.safe" in name] == ["fox.safetensors"]
+
+
 # Workflows
 
 

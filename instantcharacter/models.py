@@ -177,6 +177,7 @@ def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = No
         OSError: no network, offline, no such file, licence not accepted, disk full, or cut off: what to do is in it.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
     target = Path(directory) / file.subfolder
     settings: dict[str, Any] = {"local_dir": target, "token": token or None}
@@ -185,7 +186,7 @@ def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = No
     elif progress:
         logger.warning("huggingface_hub %s cannot tell how far a download is; 1.2 can", huggingface_hub.__version__)
     with _explained(file, target):
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        if not constants.HF_HUB_OFFLINE:
             _check_disk(file, target, token)
         return Path(huggingface_hub.hf_hub_download(file.repo, file.path, **settings))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -14,6 +18,7 @@ from instantcharacter import models
 from instantcharacter.__main__ import main
 from instantcharacter.models import FILES, fetch, find
 
+ROOT = Path(__file__).parent.parent
 CONTENT = bytes(range(256)) * 4096
 """1 MiB."""
 ADAPTER = FILES["adapter"]
@@ -58,6 +63,21 @@ def test_each_file_is_fetched_to_its_place(hub, tmp_path, name):
     assert fetch(file, tmp_path) == tmp_path / file.saved_as
     assert (tmp_path / file.saved_as).read_bytes() == CONTENT
     assert find(file, {folder: [tmp_path] for folder in file.searched}) == tmp_path / file.saved_as
+
+
+def test_file_is_fetched_in_a_process_that_has_loaded_nothing_else(tmp_path):
+    """huggingface_hub loads its parts when they are named, and not all of them can be named."""
+    with serving() as hub:
+        hub.files[ADAPTER.repo, ADAPTER.path] = CONTENT
+        code = (
+            "import sys; from instantcharacter.models import FILES, fetch; print(fetch(FILES['adapter'], sys.argv[1]))"
+        )
+        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+        run = subprocess.run(
+            [sys.executable, "-c", code, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / ADAPTER.path).read_bytes() == CONTENT
 
 
 def test_whole_file_is_not_fetched_again(hub, tmp_path):

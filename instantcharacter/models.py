@@ -10,6 +10,7 @@ import errno
 import inspect
 import io
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -175,10 +176,13 @@ def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = No
 
     Raises:
         OSError: no network, offline, no such file, licence not accepted, disk full, or cut off: what to do is in it.
+        ValueError: a token that cannot be sent.
     """
     import huggingface_hub
     from huggingface_hub import constants
 
+    if token and not re.fullmatch("[!-~]+", token):  # the client's error, which is logged, would quote it
+        raise ValueError("this is no Hugging Face token: expected hf_ and letters, in one line")
     target = Path(directory) / file.subfolder
     settings: dict[str, Any] = {"local_dir": target, "token": token or None}
     if progress and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:

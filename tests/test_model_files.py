@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,15 @@ def test_token_goes_with_that_download_alone(hub, tmp_path, caplog, monkeypatch)
     assert set(hub.tokens) == {None}
     assert "hf_secret" not in caplog.text
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("token", ["hf_hidden\nb", "hf_hidden\0", "hf_hidd\u00e9n", "hf_hidden \ud800"])
+def test_token_that_cannot_be_sent_is_refused_and_not_quoted(hub, tmp_path, token):
+    with pytest.raises(ValueError, match="no Hugging Face token") as raised:
+        fetch(ADAPTER, tmp_path / "ipadapter", token=token)
+    assert "hf_hidd" not in "".join(traceback.format_exception(raised.value)[-1:])
+    assert raised.value.__context__ is None
+    assert hub.tokens == []
 
 
 def test_files_are_found_under_the_names_they_go_by(tmp_path):

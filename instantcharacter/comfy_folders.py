@@ -36,11 +36,13 @@ def register() -> None:
 
 
 def choices(name: str) -> list[str]:
-    """What a list offers for one of :data:`~instantcharacter.models.FILES`: what is there, the likeliest first, and
-    :data:`DOWNLOAD`."""
-    listed = _listed(name)
-    usual = match(FILES[name], listed)
-    return [*([usual] if usual else []), *(other for other in listed if other != usual), DOWNLOAD]
+    """What a list offers for one of :data:`~instantcharacter.models.FILES`, the node's default first.
+
+    That is the usual file where it is there, and :data:`DOWNLOAD` where it is not: never another model's file.
+    """
+    options = [*_listed(name), DOWNLOAD]
+    default = _usual(name) or DOWNLOAD
+    return [default, *(option for option in options if option != default)]
 
 
 def locate(name: str, choice: str, progress: Callable[[int, int], None] | None = None, token: str = "") -> Path:
@@ -61,19 +63,17 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
         return toy(name)
     file = FILES[name]
     if choice == DOWNLOAD:
-        usual = match(file, _listed(name))
+        usual = _usual(name)
         if usual is None:
             return fetch(file, save_folder(file), progress, token)
         choice = usual
-    for folder in _searched(name):
-        for directory in folder_paths.get_folder_paths(folder):
-            path = Path(directory, choice)
-            if path.exists():
-                return path
-    raise FileNotFoundError(
-        f"{file.title}: {choice} is in none of ComfyUI's folders {', '.join(_searched(name))}. Choose another in the "
-        f"list, or {DOWNLOAD} (reload the page with R to see new files)."
-    )
+    path = _path(name, choice)
+    if path is None:
+        raise FileNotFoundError(
+            f"{file.title}: {choice} is in none of ComfyUI's folders {', '.join(_searched(name))}. Choose another in "
+            f"the list, or {DOWNLOAD} (reload the page with R to see new files)."
+        )
+    return path
 
 
 def save_folder(file: ModelFile) -> Path:
@@ -147,6 +147,17 @@ def _utf8(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.encode("utf-8", "ignore").decode() == name]
 
 
+def _usual(name: str) -> str | None:
+    """The file among those listed that is the usual one, by any of its names."""
+    return match(FILES[name], _listed(name))
+
+
+def _path(name: str, choice: str) -> Path | None:
+    """Where a file that is listed is."""
+    directories = (directory for folder in _searched(name) for directory in folder_paths.get_folder_paths(folder))
+    return next((path for path in (Path(directory, choice) for directory in directories) if path.exists()), None)
+
+
 def _searched(name: str) -> tuple[str, ...]:
     return (*FILES[name].searched, *(("diffusers",) if name == "flux" else ()))
 
@@ -156,7 +167,7 @@ def _listed(name: str) -> list[str]:
     found: dict[str, None] = {}
     for folder in _searched(name):
         for directory in folder_paths.get_folder_paths(folder):
-            files, _ = folder_paths.recursive_search(directory, [".git", ".cache"])
+            files = _files(directory)
             folders = [str(Path(file).parent) for file in files if Path(file).name == "model_index.json"]
             whole = tuple(f"{path}{os.sep}" for path in folders)
             single = [file for file in files if file.endswith(SUFFIXES.get(name, (".safetensors",)))]
@@ -164,3 +175,17 @@ def _listed(name: str) -> list[str]:
             if name == "flux":
                 found |= dict.fromkeys(folders)
     return sorted(_utf8(found))
+
+
+def _files(directory: str) -> list[str]:
+    """The files in a directory and below it, walked again only where a folder in it has changed since."""
+    files, folders = _walked.get(directory, ([], {}))
+    if not folders or any(
+        not Path(path).is_dir() or Path(path).stat().st_mtime != then for path, then in folders.items()
+    ):
+        files, folders = _walked[directory] = folder_paths.recursive_search(directory, [".git", ".cache"])
+    return files
+
+
+_walked: dict[str, tuple[list[str], dict[str, float]]] = {}
+"""By directory: the files in it, and when each folder in it was last changed."""

@@ -57,7 +57,7 @@ class ModelFile:
         subfolder: in which of its folders, if in one.
         gigabytes: about how large it is.
         searched: ComfyUI's names of the folders where it may be already.
-        names: what else it may be called there.
+        names: what else it may be called there, in which of its folders.
         gated: whether its licence must be accepted on the hub first.
     """
 
@@ -82,7 +82,16 @@ class ModelFile:
 
 
 FILES = {
-    "flux": ModelFile("FLUX.1-dev", FLUX, "flux1-dev.safetensors", "unet", 23.8, ("diffusion_models",), gated=True),
+    "flux": ModelFile(
+        "FLUX.1-dev",
+        FLUX,
+        "flux1-dev.safetensors",
+        "unet",
+        23.8,
+        ("diffusion_models",),
+        names=("flux1-dev.sft",),
+        gated=True,
+    ),
     "clip_l": ModelFile(
         "CLIP-L", "comfyanonymous/flux_text_encoders", "clip_l.safetensors", "text_encoders", 0.25, ("text_encoders",)
     ),
@@ -93,7 +102,7 @@ FILES = {
         "text_encoders",
         9.8,
         ("text_encoders",),
-        names=("t5xxl_fp8_e4m3fn.safetensors",),
+        names=("t5xxl_fp8_e4m3fn_scaled.safetensors", "t5xxl_fp8_e4m3fn.safetensors"),
     ),
     "vae": ModelFile(
         "FLUX's VAE", FLUX, "ae.safetensors", "vae", 0.34, ("vae",), names=("flux_vae.safetensors",), gated=True
@@ -105,6 +114,7 @@ FILES = {
         "clipvision",
         0.86,
         ("clipvision", "clip_vision"),
+        names=("siglip-so400m-patch14-384/model.safetensors",),
     ),
     "dinov2": ModelFile(
         "DINOv2 giant",

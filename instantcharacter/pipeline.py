@@ -25,6 +25,7 @@ from .memory import DESKTOP, GIB, MemoryPlan, Strategy, apply, plan
 from .processor import attach, attached, detach
 from .reference import BLACK, Fit, Picture, open_picture
 from .streaming import lent
+from .versions import warn_if_newer
 
 _Pipeline: Any = FluxPipeline if TYPE_CHECKING else object
 
@@ -53,6 +54,7 @@ class CharacterPipelineMixin(_Pipeline):
         Raises:
             ValueError: an adapter for a transformer of another width or number of blocks.
         """
+        warn_if_newer("diffusers")
         with self._offload_lifted():
             attach(self.transformer, adapter)
             self.character_adapter = adapter

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import runpy
 import sys
 import traceback
 import warnings
@@ -15,7 +16,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from . import models
+if not (__spec__ and __spec__.parent):  # run as a folder, `python …/instantcharacter`, not as a module
+    sys.path[0] = str(Path(__file__).absolute().parents[1])
+    runpy.run_module("instantcharacter", run_name="__main__", alter_sys=True)
+    sys.exit()
+
+from . import model_folders, models
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +32,6 @@ if TYPE_CHECKING:
     from .pipeline import InstantCharacterPipeline
 
 DTYPES = ("bfloat16", "float16", "float32")
-ALSO = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
-"""ComfyUI's folders that have another directory by this name."""
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
 REAL_COMMAND = (
     "python -m instantcharacter generate --reference assets/character.png "
@@ -105,16 +109,18 @@ def convert(options: argparse.Namespace) -> None:
 
 def download(options: argparse.Namespace) -> None:
     """Fetch model files into ComfyUI's folders; what is there is not fetched again."""
-    folder = options.models or _comfyui_models()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: give ComfyUI's models folder with --models")
+    comfyui = model_folders.comfyui_folder()
+    folder = options.models or (comfyui and comfyui / "models")
+    if folder is None or not folder.is_dir():
+        found = f"there is no folder {folder}" if folder else "this pack is in no ComfyUI"
+        raise FileNotFoundError(f"{found}: give ComfyUI's models folder with --models")
+    folders = model_folders.model_folders(folder)
     for name in options.file or models.FILES:
         file = models.FILES[name]
-        places = {key: [folder / key, *(folder / also for also in ALSO.get(key, ()))] for key in file.searched}
-        path = models.find(file, places)
+        path = model_folders.find(file, folders)
         if path is None:
             with _bytes(file.title) as told:
-                path = models.fetch(file, folder / file.folder, told)
+                path = models.fetch(file, model_folders.save_folder(file, folders, folder), told)
         print(f"{name}: {path}")
 
 
@@ -311,11 +317,6 @@ def _check_writable(path: Path) -> None:
 def _is_png(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(8) == b"\x89PNG\r\n\x1a\n"
-
-
-def _comfyui_models() -> Path:
-    """The models folder of the ComfyUI that this pack is installed in."""
-    return Path(__file__).resolve().parents[3] / "models"
 
 
 @contextmanager

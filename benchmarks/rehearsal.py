@@ -2,13 +2,14 @@
 
     python benchmarks/rehearsal.py --base /tmp/base files               # the files: 47 GB, 75 s on an H100
     python benchmarks/rehearsal.py --base /tmp/base all 24 12-static    # a server for each card, every workflow on it
-    python benchmarks/rehearsal.py --tiny                               # the same code on the CPU, about a minute
+    python benchmarks/rehearsal.py --tiny                               # the same code on the CPU
 
 parts:
   files      makes the released files of random numbers; the others make what they need and lack, too
   all        every workflow on the whole card, with switches between the two ways
   24, 12, …  the same on a card of so many GiB: another process holds the rest of the GPU's memory
-  lora       LoRAs, their strength, and fp8, in both ways
+  changes    what users change: prompts, scales, a photograph without alpha, a painted mask
+  lora       LoRAs and their strength, and fp8, in both ways
   compile    the self-contained way, compiled
   folders    the earlier pack's workflow with diffusers folders; 24 GB more of files, so that
              BASE/models/diffusers/FLUX.1-dev may link to another disk
@@ -18,8 +19,8 @@ Each but files also with -static at its end, such as 24-static: without dynamic 
 ComfyUI is looked for as the tests do it: $COMFYUI_PATH, ~/comfy/ComfyUI; its Python: $COMFYUI_PYTHON, .venv in it.
 Times are from the queue to the saved file. GPU memory is what nvidia-smi shows above what others hold, at its peak;
 host memory what the server has to itself after the prompt. Weights are random: neither depends on their values.
-The table has what OUTPUT keeps of earlier runs, too. It ends with 1 if a node failed, a server died, or a
-prompt did not end or was not run.
+The table has what OUTPUT keeps of earlier runs, too. It ends with 1 if a node failed, a server died, or a prompt did
+not end or was not run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import math
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,19 +43,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import comfyui
 from comfyui import Failed, Server
 from PIL import Image
-from rehearsal_prompts import COMPILED, FOLDERS, GGUF, LORA, WORKFLOWS, Prompt
+from rehearsal_card import GpuMemory, card
+from rehearsal_prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, WORKFLOWS, Prompt
 
-SECONDS = 400
+SECONDS = 300
 """After so many a prompt has failed."""
-HOLD = """
-import sys, torch
-free, spare = torch.cuda.mem_get_info()[0], int(sys.argv[1]) * 2**30
-if free < spare:
-    sys.exit(f"the GPU has {free / 2**30:.1f} GiB free")
-held = torch.empty(free - spare, dtype=torch.uint8, device="cuda")
-print("held", flush=True)
-sys.stdin.read()
-"""
 
 
 @dataclass(frozen=True)
@@ -80,11 +72,13 @@ class Part:
 PARTS = (
     Part("files"),
     Part("all", WORKFLOWS),
+    Part("changes", CHANGES),
     Part("lora", LORA),
     Part("compile", COMPILED),
     Part("folders", FOLDERS, ("diffusers",)),
     Part("gguf", GGUF, ("gguf",)),
 )
+USUAL = ("all", "changes", "lora", "folders")
 
 
 @dataclass
@@ -106,7 +100,9 @@ class Lost(Failed):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", type=part_named, metavar="PART", help="see above; all lora folders")
+    parser.add_argument(
+        "parts", nargs="*", type=part_named, metavar="PART", help=f"see above; without any: {' '.join(USUAL)}"
+    )
     parser.add_argument("--base", type=Path, help="ComfyUI's base folder, kept; without it a temporary one")
     parser.add_argument(
         "--output", type=Path, default=Path("output/rehearsal"), help="for logs and results, %(default)s"
@@ -118,8 +114,10 @@ def main() -> None:
     until = time.monotonic() + options.limit
     if why := comfyui.why_not():
         sys.exit(why)
-    parts = options.parts or [part_named(name) for name in ("all", "lora", "folders")]
+    parts = options.parts or [part_named(name) for name in USUAL]
     parts = [only(part, options.only) for part in ([tiny(parts)] if options.tiny else parts)]
+    if options.only and not any(part.prompts for part in parts):
+        parser.error(f"no prompt of these parts has {options.only!r} in its name")
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         base = (options.base or Path(temporary)).absolute()
@@ -129,7 +127,8 @@ def main() -> None:
             for result in rehearse(part, base, options, until):
                 print(line(result), flush=True)
                 results.append(result)
-    report(results, options.output)
+    if results:
+        report(results, options.output)
     sys.exit(any(result.failure for result in results))
 
 
@@ -158,10 +157,7 @@ def only(part: Part, words: str) -> Part:
 
 
 def make_files(base: Path, parts: list[Part], tiny: bool) -> None:
-    """The files that these parts need, and the folder's page, in place of the frontend's package."""
-    page = base / "page/index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("<html></html>", encoding="utf-8")
+    """The files that these parts need, by ComfyUI's Python."""
     found = comfyui.find_comfyui()
     kinds = ["models", *dict.fromkeys(file for part in parts for file in part.files)]
     maker = Path(__file__).parent / "released_files.py"
@@ -176,30 +172,41 @@ def make_files(base: Path, parts: list[Part], tiny: bool) -> None:
 def rehearse(part: Part, base: Path, options: argparse.Namespace, until: float) -> Iterator[Result]:
     """The results of its prompts; a server that is lost is followed by another for the rest."""
     waiting = list(part.prompts)
-    flags = ["--front-end-root", str(base / "page"), "--disable-api-nodes", "--disable-auto-launch"]
+    why = "not run: the limit came"
+    try:
+        with card(part.gib, comfyui.comfyui_python(comfyui.find_comfyui())), GpuMemory(not options.tiny) as gpu:
+            while waiting and time.monotonic() < until:
+                with serving(part, base, options) as server:
+                    yield from work_off(part, waiting, server, gpu, options.tiny, until)
+    except (Failed, OSError, SystemExit) as error:  # no such card, or no server
+        why = brief(error)
+    yield from (Result(part.name, prompt.name, failure=why) for prompt in waiting)
+
+
+@contextmanager
+def serving(part: Part, base: Path, options: argparse.Namespace) -> Iterator[Server]:
+    """A ComfyUI for this part, with an empty page, since the frontend is a package of its own; its log is kept."""
+    page = base / "page/index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("<html></html>", encoding="utf-8")
+    flags = ["--front-end-root", str(page.parent), "--disable-api-nodes"]
     flags += ["--disable-dynamic-vram"] if part.static else []
     try:
-        with card(part.gib), GpuMemory(not options.tiny) as gpu:
-            while waiting and time.monotonic() < until:
-                try:
-                    with comfyui.serving(base, *flags, cpu=options.tiny) as server:
-                        yield from queue(part, waiting, server, gpu, options.tiny, until)
-                finally:
-                    log = options.output / f"{part.name}.log"
-                    log.open("a").write((base / "comfyui.log").read_text(errors="replace"))
-    except (Failed, SystemExit) as error:  # no such card, or no server on it
-        yield from (Result(part.name, prompt.name, failure=brief(error)) for prompt in waiting)
-    else:
-        yield from (Result(part.name, prompt.name, failure="not run: the limit came") for prompt in waiting)
+        with comfyui.serving(base, *flags, cpu=options.tiny) as server:
+            print(f"--- {part.name}: {described(server)}", flush=True)
+            yield server
+    finally:
+        with (options.output / f"{part.name}.log").open("a") as log:
+            log.write((base / "comfyui.log").read_text(errors="replace"))
 
 
-def queue(
+def work_off(
     part: Part, waiting: list[Prompt], server: Server, gpu: GpuMemory, tiny: bool, until: float
 ) -> Iterator[Result]:
     """Takes prompts from ``waiting`` and runs them, until the server is lost or the time is over."""
-    print(f"--- {part.name}: {described(server)}", flush=True)
-    loader = "LoadImage" if reads_pictures(server) else "TestLoadImage"
-    while waiting and time.monotonic() < until:
+    loader = load_image(server)
+    lost = False
+    while waiting and not lost and time.monotonic() < until:
         result = Result(part.name, waiting[0].name)
         prompt = waiting.pop(0).build(tiny)
         for node in prompt.values():
@@ -207,16 +214,11 @@ def queue(
         gpu.peak, begin = 0.0, time.monotonic()
         try:
             result.pictures = run(server, prompt, min(SECONDS, until - begin))
-        except Failed as error:
-            result.failure = brief(error)
-            lost = isinstance(error, Lost)
-        else:
-            lost = False
+            result.host = server.memory() / 2**30
+        except (Failed, OSError) as error:
+            result.failure, lost = brief(error), isinstance(error, (Lost, OSError))
         result.seconds, result.gpu = time.monotonic() - begin, gpu.peak
-        result.host = server.memory() / 2**30 if server.process.poll() is None else 0.0
         yield result
-        if lost:
-            return
 
 
 def run(server: Server, prompt: dict, seconds: float) -> list[str]:
@@ -225,6 +227,7 @@ def run(server: Server, prompt: dict, seconds: float) -> list[str]:
     Raises:
         Failed: it was refused, a node failed, or a picture is missing or of one colour.
         Lost: it did not end in time, or the server ended.
+        OSError: the server does not answer.
     """
     try:
         prompt_id = server.queue(prompt)
@@ -232,8 +235,8 @@ def run(server: Server, prompt: dict, seconds: float) -> list[str]:
         raise Failed(refusal(str(error))) from error
     try:
         history = server.wait(prompt_id, seconds)
-    except (Failed, OSError) as error:
-        raise Lost(brief(error)) from error
+    except Failed as error:
+        raise Lost(str(error)) from error
     for kind, content in history["status"]["messages"]:
         if kind == "execution_error":
             raise Failed(f"{content['node_type']}: {content['exception_message']}")
@@ -250,89 +253,41 @@ def run(server: Server, prompt: dict, seconds: float) -> list[str]:
     return saved
 
 
+def load_image(server: Server) -> str:
+    """The node that reads pictures: ComfyUI's, or the tests' where ComfyUI lacks ``av`` for it."""
+    load = {"class_type": "LoadImage", "inputs": {"image": "character.png"}}
+    try:
+        run(server, {"1": load, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}, SECONDS)
+    except Failed as error:
+        print(f"TestLoadImage takes Load Image's place: {brief(error)}", flush=True)
+        return "TestLoadImage"
+    return "LoadImage"
+
+
 def refusal(answer: str) -> str:
-    """What ``/prompt`` found wrong, in one line."""
+    """What ``/prompt`` found wrong."""
     try:
         nodes = json.loads(answer)["node_errors"].values()
-    except (ValueError, KeyError, AttributeError):
-        return answer
-    errors = [
-        f"{node['class_type']}: {error['message']}, {error['details']}" for node in nodes for error in node["errors"]
-    ]
-    return f"refused: {'; '.join(errors) or answer}"
-
-
-def brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]
+        wrong = [f"{node['class_type']}: {error['details']}" for node in nodes for error in node["errors"]]
+    except (ValueError, LookupError, AttributeError):
+        wrong = []
+    return f"refused: {'; '.join(wrong) or answer}"
 
 
 def described(server: Server) -> str:
-    """Versions, card and commit."""
+    """Card, versions and commit."""
     stats = server.get("/system_stats")
-    commit = subprocess.run(["git", "-C", comfyui.PACK, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    git = subprocess.run(["git", "-C", comfyui.PACK, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return (
         f"{stats['devices'][0]['name']}, ComfyUI {stats['system']['comfyui_version']}, "
-        f"torch {stats['system']['pytorch_version']}, commit {commit.stdout.strip() or 'unknown'}"
+        f"torch {stats['system']['pytorch_version']}, commit {git.stdout.strip() or 'unknown'}"
     )
 
 
-def reads_pictures(server: Server) -> bool:
-    """Whether its Load Image works; it needs ``av``. Otherwise the tests' node takes its place."""
-    load = {"class_type": "LoadImage", "inputs": {"image": "character.png"}}
-    try:
-        server.run({"1": load, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
-    except Failed as error:
-        print(f"Load Image does not work here, TestLoadImage takes its place: {brief(error)}", flush=True)
-        return False
-    return True
-
-
-# The card
-
-
-@contextmanager
-def card(gib: int | None) -> Iterator[None]:
-    """Leaves so much of the GPU's memory free; another process holds the rest, and ends with this one."""
-    if gib is None:
-        yield
-        return
-    command = [comfyui.comfyui_python(comfyui.find_comfyui()), "-c", HOLD, str(gib)]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        if not holder.stdout.readline():
-            raise Failed(f"no card of {gib} GiB can be made here; see above")
-        yield
-    finally:
-        holder.kill()
-        holder.wait()
-
-
-class GpuMemory:
-    """Watches how much of the GPU is in use, in GiB, above what was when it began; ``peak`` may be set back."""
-
-    def __init__(self, on: bool) -> None:
-        self.peak = 0.0
-        self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._run, daemon=True)
-        self._on = on
-
-    def __enter__(self) -> GpuMemory:
-        if self._on:
-            self._before = self._used()
-            self._watch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.15):
-            self.peak = max(self.peak, self._used() - self._before)
-
-    @staticmethod
-    def _used() -> float:
-        command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
+def brief(error: object) -> str:
+    """A message in one line, its beginning and its end."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else f"{text[:150]} … {text[-250:]}"
 
 
 # What it comes to
@@ -356,15 +311,12 @@ def report(results: list[Result], output: Path) -> None:
     earlier = [Result(**result) for result in json.loads(file.read_text())] if file.exists() else []
     kept = {(result.part, result.prompt): result for result in (*earlier, *results)}
     file.write_text(json.dumps([asdict(result) for result in kept.values()], indent=1))
+    failed = [result for result in results if result.failure]
     print(f"\n{table(kept.values())}\n")
-    for result in results:
-        if result.failure:
-            print(f"{result.part}, {result.prompt}: {result.failure}")
-    drawn, failed = (
-        sum(bool(value) for value in values)
-        for values in ([name for result in results for name in result.pictures], [result.failure for result in results])
-    )
-    print(f"{len(results)} prompts, {drawn} pictures, {failed} failed or not run; logs in {output}", flush=True)
+    for result in failed:
+        print(f"{result.part}, {result.prompt}: {result.failure}")
+    pictures = sum(len(result.pictures) for result in results)
+    print(f"{len(results)} prompts, {pictures} pictures, {len(failed)} failed or not run; logs in {output}", flush=True)
 
 
 def table(results: Iterable[Result]) -> str:

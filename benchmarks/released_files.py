@@ -51,6 +51,9 @@ def main() -> None:
     options = parser.parse_args()
     sys.argv = ["comfyui", *(["--cpu"] if DEVICE == "cpu" else [])]
     sys.path.insert(0, str(options.comfyui))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
     begin = time.perf_counter()
     makers = TINY if options.tiny else RELEASED
     with Writer() as writer:

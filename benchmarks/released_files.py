@@ -311,16 +311,17 @@ def gguf_file(models: Path, writer: Writer) -> None:
 
 
 def tiny_files(models: Path, _: Writer) -> None:
+    if models.exists():
+        return
     import tiny_models
 
-    if not models.exists():
-        tiny_models.fill(models.parent)
-        # The folder's VAE is tiny; the other has its real size for ComfyUI's sake. By its name the pack takes this one.
-        shutil.copytree(models / "diffusers/FLUX.1-dev/vae", models / "vae/0-tiny")
-        (models / "vae/0-tiny/diffusion_pytorch_model.safetensors").rename(models / "vae/0-tiny/ae.safetensors")
+    tiny_models.fill(models.parent)
+    # ComfyUI knows no smaller VAE than the real one. The pack does, and takes this one, the first of the name.
+    shutil.copytree(models / "diffusers/FLUX.1-dev/vae", models / "vae/0-tiny")
+    (models / "vae/0-tiny/diffusion_pytorch_model.safetensors").rename(models / "vae/0-tiny/ae.safetensors")
 
 
-def tiny_gguf(models: Path, writer: Writer) -> None:
+def tiny_gguf(models: Path, _: Writer) -> None:
     import tiny_models
 
     tiny_models.save_gguf(models / "unet/flux1-dev-Q8_0.gguf")
@@ -328,6 +329,8 @@ def tiny_gguf(models: Path, writer: Writer) -> None:
 
 def pictures(folder: Path) -> None:
     """The shipped workflows' own; a photograph without alpha; the same with a mask that was painted on it."""
+    if (folder / "painted.png").exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("character.png", "owl.png", "monster.png"):
         shutil.copy(PACK / "assets" / name, folder / name)

@@ -216,7 +216,8 @@ def work_off(
             result.pictures = run(server, prompt, min(SECONDS, until - begin))
             result.host = server.memory() / 2**30
         except (Failed, OSError) as error:
-            result.failure, lost = brief(error), isinstance(error, (Lost, OSError))
+            lost = isinstance(error, (Lost, OSError))
+            result.failure = brief(f"{error}\n{server.log.read_text(errors='replace')[-250:]}" if lost else error)
         result.seconds, result.gpu = time.monotonic() - begin, gpu.peak
         yield result
 
@@ -236,7 +237,7 @@ def run(server: Server, prompt: dict, seconds: float) -> list[str]:
     try:
         history = server.wait(prompt_id, seconds)
     except Failed as error:
-        raise Lost(str(error)) from error
+        raise Lost(str(error).splitlines()[0]) from error
     for kind, content in history["status"]["messages"]:
         if kind == "execution_error":
             raise Failed(f"{content['node_type']}: {content['exception_message']}")

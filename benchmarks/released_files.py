@@ -38,6 +38,7 @@ PACK = Path(__file__).parent.parent
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIGLIP_FILE = "clipvision/sigclip_vision_patch14_384"
 STD = 0.02
 """Of the weights: activations stay finite through all layers, in half precision too."""
 
@@ -118,16 +119,16 @@ def shapes_of(module: Any, prefix: str = "") -> Shapes:
 
 def released_models(models: Path, writer: Writer) -> None:
     """All that the shipped workflows name, except what :func:`diffusers_folders` and :func:`gguf_file` make."""
-    for path, shapes, dtype in (
-        ("unet/flux1-dev", flux_shapes, torch.bfloat16),
-        ("text_encoders/t5xxl_fp16", t5_shapes, torch.float16),
-        ("text_encoders/clip_l", clip_l_shapes, torch.float16),
-        ("clipvision/dinov2-giant/model", dinov2_shapes, torch.float32),
-        ("clipvision/sigclip_vision_patch14_384", siglip_shapes, torch.float16),
-        ("vae/ae", vae_shapes, torch.float32),
-        ("loras/style_lora", lora_shapes, torch.bfloat16),
+    for path, make in (
+        ("unet/flux1-dev", partial(random_state, flux_shapes, torch.bfloat16)),
+        ("text_encoders/t5xxl_fp16", t5),
+        ("text_encoders/clip_l", partial(random_state, clip_l_shapes, torch.float16)),
+        ("clipvision/dinov2-giant/model", partial(random_state, dinov2_shapes, torch.float32)),
+        (SIGLIP_FILE, partial(random_state, siglip_shapes, torch.float16)),
+        ("vae/ae", partial(random_state, vae_shapes, torch.float32)),
+        ("loras/style_lora", partial(random_state, lora_shapes, torch.bfloat16)),
     ):
-        writer.put(models / f"{path}.safetensors", partial(random_state, shapes, dtype))
+        writer.put(models / f"{path}.safetensors", make)
     writer.put(models / "ipadapter/instantcharacter_ip-adapter.bin", adapter, torch.save)
     birefnet(models / "background_removal/birefnet.safetensors")
 
@@ -147,14 +148,16 @@ def clip_l_shapes() -> Shapes:
         return shapes_of(CLIPTextModel(CLIPTextConfig(**CLIP_L.released)), CLIP_L.prefix)
 
 
-def t5_shapes() -> Shapes:
+def t5() -> State:
     """With the embeddings twice, under both of their names, as the released file has them."""
     from transformers import T5Config, T5EncoderModel
 
     from instantcharacter.flux_files import T5_XXL
 
     with torch.device("meta"):
-        return shapes_of(T5EncoderModel(T5Config(**T5_XXL.released)))
+        model = T5EncoderModel(T5Config(**T5_XXL.released))
+    state = random_state(partial(shapes_of, model), torch.float16)
+    return state | {"encoder.embed_tokens.weight": state["shared.weight"].clone()}
 
 
 def siglip_shapes() -> Shapes:
@@ -191,7 +194,7 @@ def adapter() -> dict[str, State]:
     with torch.device("meta"):
         whole = CharacterAdapter()
     parts = {"image_proj": whole.projector, "ip_adapter": whole.attention}
-    return {name: random_state(shapes_of(part), torch.bfloat16) for name, part in parts.items()}
+    return {name: random_state(partial(shapes_of, part), torch.bfloat16) for name, part in parts.items()}
 
 
 def lora_shapes(rank: int = 16) -> Shapes:
@@ -226,10 +229,10 @@ def diffusers_folders(models: Path, writer: Writer) -> None:
     """FLUX.1-dev, SigLIP and DINOv2 as folders of the hub, which the earlier pack takes. Files that are alike in the
     other layout are linked. ``models/diffusers/FLUX.1-dev`` may be a link itself, to a disk with 24 GB."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, Dinov2Config, SiglipVisionConfig, T5Config
+    from transformers import AutoTokenizer, CLIPTextConfig, Dinov2Config, SiglipVisionConfig, T5Config
 
     from instantcharacter.encoders import DINOV2, SIGLIP
-    from instantcharacter.flux_files import CLIP_L, T5_XXL, VAE
+    from instantcharacter.flux_files import CLIP_L, CLIP_LENGTH, T5_LENGTH, T5_XXL, VAE
 
     released_models(models, writer)
     folder = models / "diffusers/FLUX.1-dev"
@@ -241,22 +244,24 @@ def diffusers_folders(models: Path, writer: Writer) -> None:
             model = kind.from_config(settings)
         save = save_pieces(model, "diffusion_pytorch_model{suffix}.safetensors")
         writer.put(folder / name, partial(random_state, partial(shapes_of, model), torch.bfloat16), save)
+    vision = models / "clip_vision"
     for config, file, where in (
         (CLIPTextConfig(**CLIP_L.released), "text_encoders/clip_l", folder / "text_encoder"),
         (T5Config(**T5_XXL.released), "text_encoders/t5xxl_fp16", folder / "text_encoder_2"),
-        (
-            SiglipVisionConfig(**SIGLIP.released),
-            "clipvision/sigclip_vision_patch14_384",
-            models / "clip_vision/siglip-so400m-patch14-384",
-        ),
-        (Dinov2Config(**DINOV2.released), "clipvision/dinov2-giant/model", models / "clip_vision/dinov2-giant"),
+        (SiglipVisionConfig(**SIGLIP.released), SIGLIP_FILE, vision / "siglip-so400m-patch14-384"),
+        (Dinov2Config(**DINOV2.released), "clipvision/dinov2-giant/model", vision / "dinov2-giant"),
     ):
         config.save_pretrained(where)
         if not (where / "model.safetensors").is_symlink():
             (where / "model.safetensors").symlink_to(models.absolute() / f"{file}.safetensors")
     FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_config(folder / "scheduler")
-    shutil.copytree(comfy_folder() / "sd1_tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    shutil.copytree(comfy_folder() / "text_encoders/t5_tokenizer", folder / "tokenizer_2", dirs_exist_ok=True)
+    for name, vocabulary, length in (
+        ("tokenizer", "sd1_tokenizer", CLIP_LENGTH),
+        ("tokenizer_2", "text_encoders/t5_tokenizer", T5_LENGTH),
+    ):
+        AutoTokenizer.from_pretrained(comfy_folder() / vocabulary, model_max_length=length).save_pretrained(
+            folder / name
+        )
     index = {
         "_class_name": "FluxPipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -280,7 +285,7 @@ def save_pieces(model: Any, pattern: str) -> Callable[[State, Path], None]:
     return save
 
 
-def gguf_file(models: Path, writer: Writer) -> None:
+def gguf_file(models: Path, writer: Writer, shapes_of_flux: Callable[[], Shapes] = flux_shapes) -> None:
     """FLUX with its linear layers in 8 bits (Q8_0). Nothing is quantised: each block is a scale and 32 random bytes."""
     import gguf
 
@@ -290,7 +295,7 @@ def gguf_file(models: Path, writer: Writer) -> None:
         return blocks.reshape(rows, -1).cpu().numpy()
 
     def make() -> dict[str, np.ndarray]:
-        shapes = flux_shapes()
+        shapes = shapes_of_flux()
         large = {key for key, shape in shapes.items() if len(shape) == 2 and shape[1] % 32 == 0}
         small = random_state(lambda: {key: shapes[key] for key in shapes if key not in large}, torch.float32)
         return {key: q8(*shapes[key]) if key in large else small[key].numpy() for key in shapes}
@@ -321,10 +326,11 @@ def tiny_files(models: Path, _: Writer) -> None:
     (models / "vae/0-tiny/diffusion_pytorch_model.safetensors").rename(models / "vae/0-tiny/ae.safetensors")
 
 
-def tiny_gguf(models: Path, _: Writer) -> None:
+def tiny_flux_shapes() -> Shapes:
+    import recorded
     import tiny_models
 
-    tiny_models.save_gguf(models / "unet/flux1-dev-Q8_0.gguf")
+    return {key: tuple(t.shape) for key, t in tiny_models.released_layout(recorded.transformer().state_dict()).items()}
 
 
 def pictures(folder: Path) -> None:
@@ -346,7 +352,7 @@ def pictures(folder: Path) -> None:
 
 
 RELEASED = {"models": released_models, "diffusers": diffusers_folders, "gguf": gguf_file}
-TINY = {"models": tiny_files, "diffusers": tiny_files, "gguf": tiny_gguf}
+TINY = {"models": tiny_files, "diffusers": tiny_files, "gguf": partial(gguf_file, shapes_of_flux=tiny_flux_shapes)}
 
 if __name__ == "__main__":
     main()

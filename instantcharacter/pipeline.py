@@ -23,7 +23,7 @@ from .character import Character
 from .encoders import CharacterEncoder
 from .memory import DESKTOP, GIB, MemoryPlan, Strategy, apply, plan
 from .processor import attach, attached, detach
-from .reference import BLACK, Fit, Picture, open_picture
+from .reference import Fit, Picture, open_mask, open_picture
 from .streaming import lent
 
 _Pipeline: Any = FluxPipeline if TYPE_CHECKING else object
@@ -413,7 +413,7 @@ def _lora_state(text_encoder: nn.Module | None) -> str:
 
 def _region(mask: Picture, positions: Tensor) -> Tensor:
     """A mask over FLUX's image tokens, whose ``positions`` [..., S, 3] end in row and column."""
-    white = np.asarray(open_picture(mask, BLACK).convert("L"), dtype=np.float32) / 255
+    white = np.asarray(open_mask(mask), dtype=np.float32) / 255
     rows, columns = (int(positions[..., axis].max()) + 1 for axis in (1, 2))
     return region(torch.from_numpy(white), rows, columns)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .instantcharacter.comfy_pipeline import HostedPipeline
     from .instantcharacter.memory import Strategy
     from .instantcharacter.pipeline import InstantCharacterPipeline
-    from .instantcharacter.reference import Fit
+    from .instantcharacter.reference import Fit, Keep
 
 CATEGORY = "InstantCharacter"
 NONE = "none"
@@ -256,8 +256,8 @@ class PrepareReference(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is the character, as background removal nodes give it. The mask of Load Image "
-                    "is the other way round: put Invert Mask between.",
+                    tooltip="Where the character is: from Load Image, painted over the character or of a transparent "
+                    "picture, or from a background removal node. Any size; one that masks nothing is no mask.",
                 ),
                 io.Float.Input(
                     "margin",
@@ -273,25 +273,36 @@ class PrepareReference(io.ComfyNode):
                     tooltip="Without a mask: how the picture becomes a square. pad: on white. stretch: distorted, "
                     "as the reference implementation does it.",
                 ),
+                io.Combo.Input(
+                    "keep",
+                    options=["auto", "white", "black"],
+                    optional=True,
+                    tooltip="Which side of the mask is the character. auto: white, unless white is transparent or the "
+                    "ground around it. The node says what it kept.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Image.Output(display_name="reference", tooltip="Square, on white.")],
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, margin: float, fit: str, mask: torch.Tensor | None = None) -> io.NodeOutput:
-        from .instantcharacter.reference import cut_out, open_picture, to_square
+    def execute(
+        cls, image: torch.Tensor, margin: float, fit: Fit, mask: torch.Tensor | None = None, keep: Keep = "auto"
+    ) -> io.NodeOutput:
+        from .instantcharacter.comfy_host import say
+        from .instantcharacter.comfy_values import images, masks
+        from .instantcharacter.reference import prepare_reference
 
-        if mask is not None and len(mask) not in (1, len(image)):
-            raise ValueError(f"{len(mask)} masks for {len(image)} pictures; give one for all, or one each")
-        squares = []
-        for i, picture in enumerate(image):
-            if mask is None:
-                squares.append(to_square(open_picture(picture), cast("Fit", fit)))
-            else:
-                squares.append(cut_out(picture, mask[i % len(mask)], margin))
-        side = max(square.width for square in squares)
-        reference = torch.stack([to_image(square.resize((side, side))) for square in squares])
-        return io.NodeOutput(reference, ui=ui.PreviewImage(reference, cls=cls))
+        pictures, found = images(image), None if mask is None else masks(mask)
+        if found is not None and len(found) not in (1, len(pictures)):
+            raise ValueError(f"{len(found)} masks for {len(pictures)} pictures; give one for all, or one each")
+        alphas = [None] * len(pictures) if found is None else found.expand(len(pictures), -1, -1)
+        prepared = [prepare_reference(*pair, margin, fit, keep) for pair in zip(pictures, alphas)]
+        side = max(square.width for square, _ in prepared)
+        reference = torch.stack([to_image(square.resize((side, side))) for square, _ in prepared])
+        kept = "\n".join(dict.fromkeys(sentence for _, sentence in prepared))
+        say(cls, kept)
+        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (kept,)})
 
 
 def to_image(picture: Any) -> torch.Tensor:
@@ -329,7 +340,9 @@ class Encode(io.ComfyNode):
 def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: Fit = "pad") -> HostedCharacter:
     """The character of one or several pictures of it, [B, H, W, C]."""
     from .instantcharacter.comfy_host import HostedCharacter, load
+    from .instantcharacter.comfy_values import images
 
+    pictures = images(pictures)
     look = load(encoder)
     views = [look(picture, fit) for picture in pictures]
     load(adapter.fusion)
@@ -597,9 +610,10 @@ class Apply(io.ComfyNode):
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         from .instantcharacter.comfy_patch import Part, apply
+        from .instantcharacter.comfy_values import masks
 
         who, adapter = character
-        where = None if mask is None else mask.reshape(-1, *mask.shape[-2:])  # some nodes' masks have channels
+        where = None if mask is None else masks(mask)
         return io.NodeOutput(apply(model, Part(adapter, who, scale, start_percent, end_percent, where)))
 
 

@@ -10,6 +10,7 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.utils
 import torch
+from server import PromptServer
 from torch import Tensor, nn
 
 from .adapter import AdapterConfig, CharacterAdapter
@@ -49,6 +50,12 @@ def progress() -> Callable[[int, int], None]:
         bar.update_absolute(done, total)
 
     return tell
+
+
+def say(node: Any, text: str) -> None:
+    """Show a text on the running node, of this class, if it runs in a page's graph."""
+    if node.hidden and node.hidden.unique_id:
+        PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
 def weight_dtype() -> torch.dtype:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .comfy_host import HostedAdapter, HostedCharacter, hosted, load, release
+from .comfy_values import images
 from .memory import GIB, MemoryPlan, Strategy
 from .pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
 from .processor import compute_dtype
@@ -69,7 +70,9 @@ def begin_with(image: Tensor | None, latent: dict | None, denoise: float) -> Sta
     if image is not None and latent is not None:
         raise ValueError("both an image and a latent to begin with: disconnect one")
     if latent is None:
-        return None if image is None else Start(denoise, image=image)
+        return None if image is None else Start(denoise, image=images(image))
+    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
+        raise ValueError(f"latent is a {type(latent).__name__}; expected a LATENT: connect a node's output")
     if "noise_mask" in latent:
         raise ValueError("the Sampler does not inpaint: take InstantCharacter Apply and KSampler for a masked latent")
     samples = latent["samples"]

@@ -15,7 +15,7 @@ import instantcharacter
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "instantcharacter").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
-HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview"}
+HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview", "server"}
 """What comes with ComfyUI."""
 RUN_TIME = {
     "torch", "diffusers", "transformers", "accelerate", "huggingface_hub",

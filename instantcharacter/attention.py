@@ -136,7 +136,7 @@ def _attend_scaled(attend: Attend, scale: Tensor, query: Tensor, key: Tensor, va
     return attend(query, key, value * scale)
 
 
-def region(mask: Tensor, rows: int, columns: int) -> Tensor:
+def region(mask: Tensor, rows: int, columns: int, may_be_empty: bool = False) -> Tensor:
     """A mask at the size of the picture's token grid.
 
     Args:
@@ -144,6 +144,7 @@ def region(mask: Tensor, rows: int, columns: int) -> Tensor:
             the picture. What resizing left a little outside of 0 to 1 is clipped.
         rows: of image tokens.
         columns: of image tokens.
+        may_be_empty: whether there may be nothing in the mask.
 
     Returns:
         [1 or B, rows · columns, 1] in float32, each the mean of the mask over its token.
@@ -159,7 +160,7 @@ def region(mask: Tensor, rows: int, columns: int) -> Tensor:
     if not (mask.min() >= -OVERSHOOT and mask.max() <= 1 + OVERSHOOT):  # NaN is not, either
         low, high = mask.min().item(), mask.max().item()
         raise ValueError(f"a region's mask has values from {low:g} to {high:g}; expected 0 to 1")
-    if not (mask > 0).any():
+    if not may_be_empty and not (mask > 0).any():
         raise ValueError("a region's mask is empty: paint white where the character may be")
     mask = mask.clamp(0, 1).reshape(-1, 1, *mask.shape[-2:])
     return F.interpolate(mask, (rows, columns), mode="area").flatten(2).transpose(1, 2)

@@ -167,8 +167,9 @@ class HostedPipeline:
         """The character's adapter in FLUX, the weights where the plan has them, and room for what comes beside."""
         adapter = self._adapter if character is None else character.adapter
         if adapter is not self._adapter and adapter is not None:
-            self.pipeline.set_character_adapter(adapter.adapter)
-            self._adapter = adapter
+            self.pipeline.disable_character_offload()  # planned anew below, once ComfyUI has unloaded what it can
+            self.pipeline.set_character_adapter(adapter.adapter, self._device)
+            self.pipeline.adapter_host = self._adapter = adapter
         if self.pipeline._offload is None:  # after the adapter, which would have the weights pinned twice
             self._offload()
         assert self.pipeline._offload is not None

@@ -137,6 +137,11 @@ class CharacterPipelineMixin(_Pipeline):
         self._state.offload = Offload(strategy, vram_gb, where, arrangement)
         return arrangement.plan
 
+    def maybe_free_model_hooks(self) -> None:
+        """As the diffusers pipeline's, which leaves a cycle in the transformer."""
+        super().maybe_free_model_hooks()
+        _forget_empty_hooks(self.transformer)
+
     def disable_character_offload(self) -> None:
         """Have the weights stay where they are now, between pictures and while one is drawn."""
         if self._offload:

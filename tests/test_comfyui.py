@@ -49,18 +49,7 @@ def workflow(name: str, **changes: object) -> dict:
         if node["class_type"] == "MaskComposite":
             inputs["x"] = inputs["x"] * TINY["width"] // 1024
         inputs |= settings.get(node["class_type"], {})
-    return with_tiny_text_encoder(prompt)
-
-
-def with_tiny_text_encoder(prompt: dict) -> dict:
-    """ComfyUI's text encoders replaced by the tests' one."""
-    for key in [key for key, node in prompt.items() if node["class_type"] == "DualCLIPLoader"]:
-        del prompt[key]
-    for node in prompt.values():
-        if node["class_type"] == "CLIPTextEncode":
-            node["class_type"] = "TestTextEncode"
-            del node["inputs"]["clip"]
-    return prompt
+    return comfyui.with_tiny_text_encoder(prompt)
 
 
 def only(prompt: dict, name: str) -> dict:

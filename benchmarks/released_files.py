@@ -191,7 +191,7 @@ def adapter() -> dict[str, State]:
     with torch.device("meta"):
         whole = CharacterAdapter()
     parts = {"image_proj": whole.projector, "ip_adapter": whole.attention}
-    return {name: random_state(shapes_of(part), torch.bfloat16) for name, part in parts.items()}
+    return {name: random_state(partial(shapes_of, part), torch.bfloat16) for name, part in parts.items()}
 
 
 def lora_shapes(rank: int = 16) -> Shapes:

@@ -158,6 +158,16 @@ def test_a_smaller_plan_frees_the_device(adapter, character):
     assert on_device(hosted.pipeline.transformer) <= before / 2
 
 
+def test_what_stays_is_loaded_once(adapter, character):
+    """Tens of gigabytes went to the host and back between two pictures."""
+    hosted, who = pipe(), HostedCharacter(character, adapter)
+    draw(hosted, who)
+    staying = hosted._staying
+    draw(hosted, who)
+    assert hosted._staying is staying
+    assert staying in [loaded.model for loaded in management.current_loaded_models]
+
+
 def test_a_second_pipe_gets_the_room(adapter, character):
     who = HostedCharacter(character, adapter)
     one, two = pipe(), pipe()

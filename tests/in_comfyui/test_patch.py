@@ -275,12 +275,12 @@ def test_a_compute_dtype_may_be_set_before_and_after_the_character(model, adapte
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
 def test_flux_stored_smaller_draws_the_character(adapter, character, reference, dtype):
-    """As Load Diffusion Model's weight_dtype does it: stored in fp8 or bf16, computed on this CPU in float32."""
+    """As Load Diffusion Model's weight_dtype does it: stored in fp8 or bf16, computed here in float32."""
     state = {key: weight.to(dtype) for key, weight in recorded.transformer().state_dict().items()}
     copy = {key: weight.clone() for key, weight in state.items()}  # ComfyUI changes what it is given
     stored = comfy.sd.load_diffusion_model_state_dict(copy, model_options={"dtype": dtype})
     assert next(stored.model.diffusion_model.parameters()).dtype == dtype
-    assert stored.model.get_dtype_inference() == torch.float32
+    stored.set_model_compute_dtype(torch.float32)
     reference.remove_character_adapter()
     reference.transformer.load_state_dict({key: weight.float() for key, weight in state.items()})
     reference.set_character_adapter(recorded.adapter())

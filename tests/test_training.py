@@ -572,13 +572,12 @@ def test_two_processes_share_the_samples_and_go_on_where_a_signal_to_one_stopped
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two(replace(config, output=tmp_path / "before", steps=1), replace(config, output=tmp_path / "whole"))
-    assert torch.load(tmp_path / "whole/state.pt")["positions"] == [7, 8]
     parts = replace(config, output=tmp_path / "parts", save_every=100)
     two(parts, stop=3)
     state = torch.load(tmp_path / "parts/state.pt")
     assert (state["step"], state["positions"]) == (3, [5, 6])
-    two(parts)
+    two(parts, replace(config, output=tmp_path / "whole"))  # one stage after the other
+    assert torch.load(tmp_path / "whole/state.pt")["positions"] == [7, 8]
     assert same(weights(tmp_path / "whole/adapter.safetensors"), weights(tmp_path / "parts/adapter.safetensors"))
 
 

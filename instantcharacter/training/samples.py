@@ -231,8 +231,8 @@ def _on_disk(picture: Path) -> Path:
     try:
         if picture.exists() or picture == picture.parent:
             return picture
-        if "\\" in str(picture):
-            return _on_disk(Path(str(picture).replace("\\", "/")))
+        if (parted := Path(str(picture).replace("\\", "/"))) != picture:
+            return _on_disk(parted)
         folder = _on_disk(picture.parent)
         alike = _names(folder, folder.stat().st_mtime_ns).get(_plain(picture.name), []) if folder.is_dir() else []
     except OSError:  # a folder that we may not look into: reading the picture will say so

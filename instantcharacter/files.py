@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -56,3 +58,26 @@ def check_file(path: str | Path, expected: str) -> None:
         raise FileNotFoundError(f"there is no file {path}. Expected {expected}.")
     if not Path(path).stat().st_size:
         raise ValueError(f"{path} is empty. Expected {expected}.")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """What a JSON file says, by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off, or of another kind.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is a JSON {type(content).__name__}, not an object: fetch it again")
+    return content
+
+
+def refuse_code(folder: str | Path) -> None:
+    """Raise ``ValueError`` if a model's folder names Python of its own that is to be run in place of a library's."""
+    for path in sorted(Path(folder).glob("*config.json")):
+        if code := read_json(path).get("auto_map"):
+            raise ValueError(f"{path} names code of its own ({code}), which is not run: take the model as released")

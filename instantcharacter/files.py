@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -50,6 +53,27 @@ def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor]
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is cut off or not a safetensors file ({error}). Expected {expected}.") from error
+
+
+def read_pickle(path: str | Path, expected: str) -> Any:
+    """What a checkpoint holds that ``torch.save`` wrote, memory-mapped: tensors and containers, nothing in it is run.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, cut off, of another kind, or holds more than tensors.
+    """
+    check_file(path, expected)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off or not a checkpoint that torch wrote. Expected {expected}.")
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as tensors alone ({reason}). Expected {expected}.") from error
 
 
 def check_file(path: str | Path, expected: str) -> None:

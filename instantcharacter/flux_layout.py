@@ -34,7 +34,7 @@ SINGLE_BLOCK = {
     "norm.query_norm": ("attn.norm_q",),
     "norm.key_norm": ("attn.norm_k",),
 }
-AROUND_BLOCKS = {
+AROUND_BLOCKS: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
     "txt_in": ("context_embedder",),
     "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
@@ -76,18 +76,15 @@ def diffusers_layers(layer: str) -> tuple[str, ...]:
     return tuple(f"{theirs}.{index}.{name}" for name in names.get(name, ()))
 
 
-def split_rows(layer: str, rows: Any, width: int) -> Sequence[Any]:
+def split_rows(layer: str, rows: Any, sizes: Sequence[int]) -> Sequence[Any]:
     """The rows of a layer of the released layout, as diffusers' layers have them; views but for :data:`SWAPPED`.
 
     Args:
         layer: its released name.
         rows: a weight, bias or LoRA matrix with a row for each output of the layer.
-        width: FLUX's.
+        sizes: how many rows each of diffusers' layers has.
     """
-    parts = len(diffusers_layers(layer))
-    if layer == SWAPPED:
-        return [torch.cat([*rows.chunk(2)][::-1])]
-    return rows.split([*[width] * (parts - 1), len(rows) - width * (parts - 1)])
+    return [torch.cat([*rows.chunk(2)][::-1])] if layer == SWAPPED else rows.split(list(sizes))
 
 
 def to_diffusers(state: Mapping[str, Any], width: int) -> dict[str, Any]:
@@ -98,7 +95,10 @@ def to_diffusers(state: Mapping[str, Any], width: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in state.items():
         layer, _, kind = re.sub(r"(query|key)_norm\.scale$", r"\1_norm.weight", key).rpartition(".")
-        names = diffusers_layers(layer)
-        parts = split_rows(layer, value, width) if names else ()
-        out |= {f"{name}.{kind}": part for name, part in zip(names, parts, strict=True)} or {key: value}
+        if not (names := diffusers_layers(layer)):
+            out[key] = value
+            continue
+        first = [width] * (len(names) - 1)
+        parts = split_rows(layer, value, [*first, len(value) - sum(first)])
+        out |= {f"{name}.{kind}": part for name, part in zip(names, parts, strict=True)}
     return out

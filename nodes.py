@@ -157,12 +157,13 @@ def load_flux_pipeline(
     """FLUX of these files, with its LoRA, on the CPU."""
     from .instantcharacter.comfy_host import weight_dtype
     from .instantcharacter.flux_files import FluxFiles, load_flux
+    from .instantcharacter.lora_files import load_lora
 
     clip_tokenizer, t5_tokenizer = comfy_folders.tokenizers()
     files = FluxFiles(**paths, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
     pipeline = load_flux(files, weight_dtype(), fp8)
     if lora:
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="style")
+        load_lora(pipeline, lora, "style")
         pipeline.set_adapters(["style"], [lora_strength])
     return pipeline
 

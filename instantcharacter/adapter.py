@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from .attention import CharacterAttention
 from .character import Character
 from .encoders import CharacterFeatures
-from .files import check_file, read_safetensors, written_whole
+from .files import read_pickle, read_safetensors, written_whole
 from .projector import CharacterProjector
 from .reference import Picture, thumbnail
 
@@ -234,14 +232,7 @@ def _config(text: str, path: Path) -> AdapterConfig:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    check_file(path, EXPECTED)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off or not a checkpoint that torch wrote. Expected {EXPECTED}.")
-    try:
-        parts = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as tensors alone ({reason}). Expected {EXPECTED}.") from error
+    parts = read_pickle(path, EXPECTED)
     if not isinstance(parts, dict) or not all(isinstance(parts.get(part), dict) for part in PARTS):
         found = list(parts)[:5] if isinstance(parts, dict) else type(parts).__name__
         raise ValueError(f"{path} holds {found}, not {list(PARTS)}. Expected {EXPECTED}.")

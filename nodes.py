@@ -81,7 +81,7 @@ class FluxLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=[NONE, *folder_paths.get_filename_list("loras"), TOY],
+                    options=[NONE, *comfy_folders.listed("loras"), TOY],
                     optional=True,
                     tooltip="A style LoRA for FLUX.1; put its trigger words into the prompt. “toy” is pixel art, for "
                     "the toy FLUX.",
@@ -391,7 +391,7 @@ class LoadCharacter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=folder_paths.get_filename_list("characters"),
+                    options=comfy_folders.listed("characters"),
                     tooltip="From models/characters; press R to see new ones.",
                 ),
                 Adapter.Input("adapter", tooltip="The adapter that made it: from Load Character Adapter."),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,21 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_replaceable(path: str | Path, kind: str, is_kind: Callable[[Path], bool]) -> None:
+    """Raise ``OSError`` if something is at ``path`` that is neither of this kind nor an empty file.
+
+    Args:
+        path: a file that is about to be written.
+        kind: what may be replaced, for the error.
+        is_kind: tells whether a file is of that kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and (not path.is_file() or (path.stat().st_size and not is_kind(path))):
+        raise FileExistsError(f"{path} is there already and is not {kind}: delete it, or choose another name")
 
 
 def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -27,6 +27,7 @@ from .memory import DESKTOP, GIB, MemoryPlan, Strategy, plan
 from .processor import attach, attached, check_fits, detach
 from .reference import Fit, Picture, open_mask, open_picture
 from .streaming import lent
+from .versions import warn_if_newer
 
 _Pipeline: Any = FluxPipeline if TYPE_CHECKING else object
 
@@ -59,6 +60,7 @@ class CharacterPipelineMixin(_Pipeline):
             ValueError: an adapter for a transformer of another width or number of blocks.
         """
         check_fits(self.transformer, adapter)
+        warn_if_newer("diffusers")
         with self._offload_lifted():
             attach(self.transformer, adapter, compute_on=torch.device(device or default_device()))
             self._state.adapter = adapter

@@ -435,6 +435,25 @@ def test_path_outside_the_model_folders_is_refused(server, path):
     assert "model folders" in message
 
 
+IMPOSSIBLE = ["\ud800", "\udcff", "a\0b", "x" * 300, "a/" * 3000]
+"""Typed where a file's name belongs. JSON has lone surrogates, logs do not: they ended ComfyUI's only worker."""
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE, ids=lambda name: f"{ascii(name)[:8]}…")
+@pytest.mark.parametrize(
+    ("prompt", "setting"),
+    [
+        ("earlier_pack_local", "InstantCharacterLoadModelFromLocal__base_model_path"),
+        ("save_character", "InstantCharacterSaveCharacter__name"),
+    ],
+)
+def test_name_that_no_file_can_have_is_refused_and_the_next_prompt_runs(server, prompt, setting, name):
+    told = error(server.wait(server.queue(workflow(prompt, **{setting: name})), seconds=120))
+    assert told["exception_type"] == "ValueError"
+    assert "cannot be a file: expected UTF-8" in told["exception_message"]
+    assert len(told["exception_message"]) < 200
+
+
 def test_typed_token_is_warned_of_and_not_logged(server):
     prompt = workflow("earlier_pack", InstantCharacterLoadModel__hf_token="hf_do_not_keep_me")
     outputs = server.run(prompt)

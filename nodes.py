@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .instantcharacter.comfy_pipeline import HostedPipeline
     from .instantcharacter.memory import Strategy
     from .instantcharacter.pipeline import InstantCharacterPipeline
-    from .instantcharacter.reference import Fit
+    from .instantcharacter.reference import Fit, Keep
 
 CATEGORY = "InstantCharacter"
 NONE = "none"
@@ -81,7 +81,7 @@ class FluxLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=[NONE, *folder_paths.get_filename_list("loras"), TOY],
+                    options=[NONE, *comfy_folders.listed("loras"), TOY],
                     optional=True,
                     tooltip="A style LoRA for FLUX.1; put its trigger words into the prompt. “toy” is pixel art, for "
                     "the toy FLUX.",
@@ -157,12 +157,13 @@ def load_flux_pipeline(
     """FLUX of these files, with its LoRA, on the CPU."""
     from .instantcharacter.comfy_host import weight_dtype
     from .instantcharacter.flux_files import FluxFiles, load_flux
+    from .instantcharacter.lora_files import load_lora
 
     clip_tokenizer, t5_tokenizer = comfy_folders.tokenizers()
     files = FluxFiles(**paths, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
     pipeline = load_flux(files, weight_dtype(), fp8)
     if lora:
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="style")
+        load_lora(pipeline, lora, "style")
         pipeline.set_adapters(["style"], [lora_strength])
     return pipeline
 
@@ -256,8 +257,8 @@ class PrepareReference(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is the character, as background removal nodes give it. The mask of Load Image "
-                    "is the other way round: put Invert Mask between.",
+                    tooltip="Where the character is: from Load Image, painted over the character or of a transparent "
+                    "picture, or from a background removal node. Any size; one that masks nothing is no mask.",
                 ),
                 io.Float.Input(
                     "margin",
@@ -273,25 +274,36 @@ class PrepareReference(io.ComfyNode):
                     tooltip="Without a mask: how the picture becomes a square. pad: on white. stretch: distorted, "
                     "as the reference implementation does it.",
                 ),
+                io.Combo.Input(
+                    "keep",
+                    options=["auto", "white", "black"],
+                    optional=True,
+                    tooltip="Which side of the mask is the character. auto: white, unless white is transparent or the "
+                    "ground around it. The node says what it kept.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Image.Output(display_name="reference", tooltip="Square, on white.")],
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, margin: float, fit: str, mask: torch.Tensor | None = None) -> io.NodeOutput:
-        from .instantcharacter.reference import cut_out, open_picture, to_square
+    def execute(
+        cls, image: torch.Tensor, margin: float, fit: Fit, mask: torch.Tensor | None = None, keep: Keep = "auto"
+    ) -> io.NodeOutput:
+        from .instantcharacter.comfy_host import say
+        from .instantcharacter.comfy_values import images, masks
+        from .instantcharacter.reference import prepare_reference
 
-        if mask is not None and len(mask) not in (1, len(image)):
-            raise ValueError(f"{len(mask)} masks for {len(image)} pictures; give one for all, or one each")
-        squares = []
-        for i, picture in enumerate(image):
-            if mask is None:
-                squares.append(to_square(open_picture(picture), cast("Fit", fit)))
-            else:
-                squares.append(cut_out(picture, mask[i % len(mask)], margin))
-        side = max(square.width for square in squares)
-        reference = torch.stack([to_image(square.resize((side, side))) for square in squares])
-        return io.NodeOutput(reference, ui=ui.PreviewImage(reference, cls=cls))
+        pictures, found = images(image), None if mask is None else masks(mask)
+        if found is not None and len(found) not in (1, len(pictures)):
+            raise ValueError(f"{len(found)} masks for {len(pictures)} pictures; give one for all, or one each")
+        alphas = [None] * len(pictures) if found is None else found.expand(len(pictures), -1, -1)
+        prepared = [prepare_reference(*pair, margin, fit, keep) for pair in zip(pictures, alphas)]
+        side = max(square.width for square, _ in prepared)
+        reference = torch.stack([to_image(square.resize((side, side))) for square, _ in prepared])
+        kept = "\n".join(dict.fromkeys(sentence for _, sentence in prepared))
+        say(cls, kept)
+        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (kept,)})
 
 
 def to_image(picture: Any) -> torch.Tensor:
@@ -329,7 +341,9 @@ class Encode(io.ComfyNode):
 def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: Fit = "pad") -> HostedCharacter:
     """The character of one or several pictures of it, [B, H, W, C]."""
     from .instantcharacter.comfy_host import HostedCharacter, load
+    from .instantcharacter.comfy_values import images
 
+    pictures = images(pictures)
     look = load(encoder)
     views = [look(picture, fit) for picture in pictures]
     load(adapter.fusion)
@@ -377,7 +391,7 @@ class LoadCharacter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=folder_paths.get_filename_list("characters"),
+                    options=comfy_folders.listed("characters"),
                     tooltip="From models/characters; press R to see new ones.",
                 ),
                 Adapter.Input("adapter", tooltip="The adapter that made it: from Load Character Adapter."),
@@ -597,9 +611,10 @@ class Apply(io.ComfyNode):
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         from .instantcharacter.comfy_patch import Part, apply
+        from .instantcharacter.comfy_values import masks
 
         who, adapter = character
-        where = None if mask is None else mask.reshape(-1, *mask.shape[-2:])  # some nodes' masks have channels
+        where = None if mask is None else masks(mask)
         return io.NodeOutput(apply(model, Part(adapter, who, scale, start_percent, end_percent, where)))
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from . import models
@@ -93,6 +94,7 @@ def convert(options: argparse.Namespace) -> None:
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .bin")
     if output.exists():
         raise FileExistsError(f"{output} is there already: delete it, or name another with --output")
+    _check_writable(output)
     with _stages("convert", 2) as begin:
         begin("reading")
         adapter = CharacterAdapter.from_file(source, dtype=_dtype(options) if options.dtype else None)
@@ -134,7 +136,7 @@ def demo(options: argparse.Namespace) -> None:
     from .demo import draw_demo
     from .files import written_whole
 
-    _check_output(options.output, ".png")
+    _check_output(options.output, ".png", options.reference)
     page = draw_demo(options.reference)
     with written_whole(options.output) as partial:
         page.save(partial, format="PNG")
@@ -165,9 +167,9 @@ def _check_generate(options: argparse.Namespace, pictures: int, characters: int)
     for path, _ in options.lora:
         if not path.is_file():
             raise FileNotFoundError(f"there is no LoRA file {path}")
-    _check_output(options.output, ".png")
+    _check_output(options.output, ".png", *options.reference, *(options.mask or ()))
     if options.save_character:
-        _check_output(options.save_character, ".safetensors")
+        _check_output(options.save_character, ".safetensors", *options.character)
         if pictures != 1:
             raise ValueError(f"--save-character keeps one character; there are {pictures} --reference")
 
@@ -245,6 +247,7 @@ def _make_characters(
 def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
     from .flux_files import store_in_fp8
+    from .lora_files import load_lora
     from .pipeline import InstantCharacterPipeline
 
     with _stages("FLUX", 3) as begin:
@@ -255,7 +258,7 @@ def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> In
         begin("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
-            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+            load_lora(pipeline, path, name)
         if names:
             pipeline.set_adapters(names, [weight for _, weight in options.lora])
         begin("folding the adapter in")
@@ -286,14 +289,29 @@ def _load_characters(paths: list[Path]) -> list[Character]:
     return [Character.load(path) for path in paths]
 
 
-def _check_output(path: Path, suffix: str) -> None:
-    """Before the long work: the name ends as it should, and its folder can be written to."""
+def _check_output(path: Path, suffix: str, *inputs: str | Path) -> None:
+    """Before the long work: refuse an output that cannot be written, or replaces an input or another kind of file."""
+    from .character import is_character
+    from .files import check_replaceable
+
     if path.suffix != suffix:
         raise ValueError(f"{path}: expected a name that ends in {suffix}")
+    _check_writable(path)
+    if path.exists() and any(path.samefile(given) for given in inputs):
+        raise FileExistsError(f"{path} is what the picture is made of: choose another name")
+    check_replaceable(path, *{".png": ("a PNG", _is_png), ".safetensors": ("a character", is_character)}[suffix])
+
+
+def _check_writable(path: Path) -> None:
+    """Raise ``OSError`` unless the folder takes a new file whose name is as long as that of one half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    trial = path.with_name(f".{path.name}.trial")
-    trial.touch()
-    trial.unlink()
+    with NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent):
+        pass
+
+
+def _is_png(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def _comfyui_models() -> Path:

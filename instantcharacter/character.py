@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import read_safetensors, written_whole
+from .files import check_replaceable, read_safetensors, written_whole
 from .streaming import lent
 
 if TYPE_CHECKING:
@@ -94,11 +94,13 @@ class Character:
         return self.fingerprint == other.fingerprint and torch.equal(self.fused.cpu(), other.fused.cpu())
 
     def save(self, path: str | Path) -> None:
-        """Write the character to a ``.safetensors`` file, whole or not at all.
+        """Write the character to a ``.safetensors`` file, whole or not at all; it replaces nothing but a character.
 
         Raises:
+            FileExistsError: another kind of file has that name.
             OSError: the disk is full or cannot be written.
         """
+        check_replaceable(path, "a character", is_character)
         with written_whole(path) as partial:
             save_file(self._tensors(), partial, {"format": FORMAT, "fingerprint": self.fingerprint})
 
@@ -121,3 +123,12 @@ class Character:
         if self.thumbnail is not None:
             tensors["thumbnail"] = torch.from_numpy(np.asarray(self.thumbnail).copy())
         return tensors
+
+
+def is_character(path: str | Path) -> bool:
+    """Whether a file's header says that it is a character."""
+    try:
+        _, metadata = read_safetensors(path, EXPECTED)
+    except ValueError:
+        return False
+    return metadata.get("format") == FORMAT

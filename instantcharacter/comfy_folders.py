@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import folder_paths
@@ -19,6 +20,10 @@ SUFFIXES = {
     "adapter": (".bin", ".safetensors"),
 }
 """The endings that a list shows, where they are not ``.safetensors`` alone."""
+NAME_BYTES, PATH_BYTES = 255, 1000
+"""The longest that may be typed, so that every system takes it with the folder before it."""
+CHARACTER_BYTES = 200
+"""The longest name of a character: its ending, and that of a file half written, come after it."""
 
 
 def register() -> None:
@@ -31,11 +36,13 @@ def register() -> None:
 
 
 def choices(name: str) -> list[str]:
-    """What a list offers for one of :data:`~instantcharacter.models.FILES`: what is there, the likeliest first, and
-    :data:`DOWNLOAD`."""
-    listed = _listed(name)
-    usual = match(FILES[name], listed)
-    return [*([usual] if usual else []), *(other for other in listed if other != usual), DOWNLOAD]
+    """What a list offers for one of :data:`~instantcharacter.models.FILES`, the node's default first.
+
+    That is the usual file where it is there, and :data:`DOWNLOAD` where it is not: never another model's file.
+    """
+    options = [*_listed(name), DOWNLOAD]
+    default = _usual(name) or DOWNLOAD
+    return [default, *(option for option in options if option != default)]
 
 
 def locate(name: str, choice: str, progress: Callable[[int, int], None] | None = None, token: str = "") -> Path:
@@ -56,19 +63,17 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
         return toy(name)
     file = FILES[name]
     if choice == DOWNLOAD:
-        usual = match(file, _listed(name))
+        usual = _usual(name)
         if usual is None:
             return fetch(file, save_folder(file), progress, token)
         choice = usual
-    for folder in _searched(name):
-        for directory in folder_paths.get_folder_paths(folder):
-            path = Path(directory, choice)
-            if path.exists():
-                return path
-    raise FileNotFoundError(
-        f"{file.title}: {choice} is in none of ComfyUI's folders {', '.join(_searched(name))}. Choose another in the "
-        f"list, or {DOWNLOAD} (reload the page with R to see new files)."
-    )
+    path = _path(name, choice)
+    if path is None:
+        raise FileNotFoundError(
+            f"{file.title}: {choice} is in none of ComfyUI's folders {', '.join(_searched(name))}. Choose another in "
+            f"the list, or {DOWNLOAD} (reload the page with R to see new files)."
+        )
+    return path
 
 
 def save_folder(file: ModelFile) -> Path:
@@ -81,9 +86,10 @@ def inside_models(given: str) -> Path:
     """A path that was typed, looked up inside ComfyUI's model folders.
 
     Raises:
-        ValueError: one that leads outside of them.
+        ValueError: one that leads outside of them, or that no file can have.
         FileNotFoundError: there is nothing there.
     """
+    _check_typed(given)
     roots = [folder_paths.models_dir, *(p for paths, _ in folder_paths.folder_names_and_paths.values() for p in paths)]
     roots = [Path(os.path.normpath(root)) for root in roots if Path(root).name != "custom_nodes"]
     candidates = [(root, Path(os.path.normpath(root / given.strip()))) for root in roots]
@@ -100,8 +106,9 @@ def character_file(name: str) -> Path:
     """Where a character of this name is saved: in ``models/characters``, which is made if need be.
 
     Raises:
-        ValueError: no name, or one that leads out of that folder.
+        ValueError: no name, one that leads out of that folder, or one that no file can have.
     """
+    _check_typed(name, CHARACTER_BYTES)
     folder = Path(os.path.normpath(folder_paths.get_folder_paths("characters")[0]))
     path = Path(os.path.normpath(folder / f"{name.strip().removesuffix('.safetensors')}.safetensors"))
     if not name.strip() or not path.is_relative_to(folder) or path.name == ".safetensors":
@@ -117,6 +124,40 @@ def tokenizers() -> tuple[Path, Path]:
     return comfy_folder / "sd1_tokenizer", comfy_folder / "text_encoders" / "t5_tokenizer"
 
 
+def listed(folder: str) -> list[str]:
+    """The files in one of ComfyUI's folders, for a list to choose from."""
+    return _utf8(folder_paths.get_filename_list(folder))
+
+
+def _check_typed(path: str, name_bytes: int = NAME_BYTES) -> None:
+    """Raise ``ValueError`` for what no file can be called, or no message can show.
+
+    ComfyUI logs every error in UTF-8; a message that cannot be encoded ends the thread that runs its prompts.
+    """
+    encoded = path.encode("utf-8", "replace")
+    longest = max(len(name) for name in encoded.replace(b"\\", b"/").split(b"/"))
+    if not _utf8([path]) or "\0" in path or longest > name_bytes or len(encoded) > PATH_BYTES:
+        raise ValueError(
+            f"{reprlib.repr(path)} cannot be a file: expected UTF-8, {name_bytes} bytes a name, {PATH_BYTES} in all"
+        )
+
+
+def _utf8(names: Iterable[str]) -> list[str]:
+    """The names that UTF-8 has; those of files in another encoding are left out."""
+    return [name for name in names if name.encode("utf-8", "ignore").decode() == name]
+
+
+def _usual(name: str) -> str | None:
+    """The file among those listed that is the usual one, by any of its names."""
+    return match(FILES[name], _listed(name))
+
+
+def _path(name: str, choice: str) -> Path | None:
+    """Where a file that is listed is."""
+    directories = (directory for folder in _searched(name) for directory in folder_paths.get_folder_paths(folder))
+    return next((path for path in (Path(directory, choice) for directory in directories) if path.exists()), None)
+
+
 def _searched(name: str) -> tuple[str, ...]:
     return (*FILES[name].searched, *(("diffusers",) if name == "flux" else ()))
 
@@ -126,11 +167,25 @@ def _listed(name: str) -> list[str]:
     found: dict[str, None] = {}
     for folder in _searched(name):
         for directory in folder_paths.get_folder_paths(folder):
-            files, _ = folder_paths.recursive_search(directory, [".git", ".cache"])
+            files = _files(directory)
             folders = [str(Path(file).parent) for file in files if Path(file).name == "model_index.json"]
             whole = tuple(f"{path}{os.sep}" for path in folders)
             single = [file for file in files if file.endswith(SUFFIXES.get(name, (".safetensors",)))]
             found |= dict.fromkeys(file for file in single if not file.startswith(whole))
             if name == "flux":
                 found |= dict.fromkeys(folders)
-    return sorted(found)
+    return sorted(_utf8(found))
+
+
+def _files(directory: str) -> list[str]:
+    """The files in a directory and below it, walked again only where a folder in it has changed since."""
+    files, folders = _walked.get(directory, ([], {}))
+    if not folders or any(
+        not Path(path).is_dir() or Path(path).stat().st_mtime != then for path, then in folders.items()
+    ):
+        files, folders = _walked[directory] = folder_paths.recursive_search(directory, [".git", ".cache"])
+    return files
+
+
+_walked: dict[str, tuple[list[str], dict[str, float]]] = {}
+"""By directory: the files in it, and when each folder in it was last changed."""

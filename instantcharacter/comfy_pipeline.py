@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .comfy_host import HostedAdapter, HostedCharacter, hosted, load, release
+from .comfy_values import images
 from .memory import GIB, MemoryPlan, Strategy
 from .pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
 from .processor import compute_dtype
@@ -69,7 +70,9 @@ def begin_with(image: Tensor | None, latent: dict | None, denoise: float) -> Sta
     if image is not None and latent is not None:
         raise ValueError("both an image and a latent to begin with: disconnect one")
     if latent is None:
-        return None if image is None else Start(denoise, image=image)
+        return None if image is None else Start(denoise, image=images(image))
+    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
+        raise ValueError(f"latent is a {type(latent).__name__}; expected a LATENT: connect a node's output")
     if "noise_mask" in latent:
         raise ValueError("the Sampler does not inpaint: take InstantCharacter Apply and KSampler for a masked latent")
     samples = latent["samples"]
@@ -164,8 +167,9 @@ class HostedPipeline:
         """The character's adapter in FLUX, the weights where the plan has them, and room for what comes beside."""
         adapter = self._adapter if character is None else character.adapter
         if adapter is not self._adapter and adapter is not None:
-            self.pipeline.set_character_adapter(adapter.adapter)
-            self._adapter = adapter
+            self.pipeline.disable_character_offload()  # planned anew below, once ComfyUI has unloaded what it can
+            self.pipeline.set_character_adapter(adapter.adapter, self._device)
+            self.pipeline.adapter_host = self._adapter = adapter
         if self.pipeline._offload is None:  # after the adapter, which would have the weights pinned twice
             self._offload()
         assert self.pipeline._offload is not None

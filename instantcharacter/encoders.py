@@ -14,6 +14,7 @@ from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVi
 
 from .reference import Fit, Picture, open_picture, to_square, views
 from .single_file import SingleFileModel
+from .versions import warn_if_newer
 
 SIGLIP_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DINOV2_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -69,6 +70,7 @@ class CharacterEncoder(nn.Module):
             ValueError: a file that is cut off, of another model, or lacks weights.
             OSError: a hub id that cannot be found or reached (transformers).
         """
+        warn_if_newer("transformers")
         dtype = dtype or torch.float32
         encoders = []
         for model, source, layers in ((SIGLIP, siglip, SIGLIP_SHALLOW), (DINOV2, dinov2, DINOV2_SHALLOW)):

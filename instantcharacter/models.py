@@ -10,6 +10,7 @@ import errno
 import inspect
 import io
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class ModelFile:
         subfolder: in which of its folders, if in one.
         gigabytes: about how large it is.
         searched: ComfyUI's names of the folders where it may be already.
-        names: what else it may be called there.
+        names: what else it may be called there, in which of its folders.
         gated: whether its licence must be accepted on the hub first.
     """
 
@@ -81,7 +82,16 @@ class ModelFile:
 
 
 FILES = {
-    "flux": ModelFile("FLUX.1-dev", FLUX, "flux1-dev.safetensors", "unet", 23.8, ("diffusion_models",), gated=True),
+    "flux": ModelFile(
+        "FLUX.1-dev",
+        FLUX,
+        "flux1-dev.safetensors",
+        "unet",
+        23.8,
+        ("diffusion_models",),
+        names=("flux1-dev.sft",),
+        gated=True,
+    ),
     "clip_l": ModelFile(
         "CLIP-L", "comfyanonymous/flux_text_encoders", "clip_l.safetensors", "text_encoders", 0.25, ("text_encoders",)
     ),
@@ -92,7 +102,7 @@ FILES = {
         "text_encoders",
         9.8,
         ("text_encoders",),
-        names=("t5xxl_fp8_e4m3fn.safetensors",),
+        names=("t5xxl_fp8_e4m3fn_scaled.safetensors", "t5xxl_fp8_e4m3fn.safetensors"),
     ),
     "vae": ModelFile(
         "FLUX's VAE", FLUX, "ae.safetensors", "vae", 0.34, ("vae",), names=("flux_vae.safetensors",), gated=True
@@ -104,6 +114,7 @@ FILES = {
         "clipvision",
         0.86,
         ("clipvision", "clip_vision"),
+        names=("siglip-so400m-patch14-384/model.safetensors",),
     ),
     "dinov2": ModelFile(
         "DINOv2 giant",
@@ -175,9 +186,13 @@ def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = No
 
     Raises:
         OSError: no network, offline, no such file, licence not accepted, disk full, or cut off: what to do is in it.
+        ValueError: a token that cannot be sent.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
+    if token and not re.fullmatch("[!-~]+", token):  # the client's error, which is logged, would quote it
+        raise ValueError("this is no Hugging Face token: expected hf_ and letters, in one line")
     target = Path(directory) / file.subfolder
     settings: dict[str, Any] = {"local_dir": target, "token": token or None}
     if progress and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:
@@ -185,7 +200,7 @@ def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = No
     elif progress:
         logger.warning("huggingface_hub %s cannot tell how far a download is; 1.2 can", huggingface_hub.__version__)
     with _explained(file, target):
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        if not constants.HF_HUB_OFFLINE:
             _check_disk(file, target, token)
         return Path(huggingface_hub.hf_hub_download(file.repo, file.path, **settings))
 

@@ -109,6 +109,19 @@ def test_other_files_are_refused(adapter, tmp_path):
         Character.load(tmp_path / "gone.safetensors")
 
 
+def test_nothing_but_a_character_is_replaced(adapter, character, tmp_path):
+    adapter.save(tmp_path / "adapter.safetensors")
+    (tmp_path / "text.safetensors").write_text("my notes")
+    for name in ("adapter", "text"):
+        before = (tmp_path / f"{name}.safetensors").read_bytes()
+        with pytest.raises(FileExistsError, match=f"{name}.safetensors is there already and is not a character"):
+            character.save(tmp_path / f"{name}.safetensors")
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == before
+    Character(character.fused + 1, "0" * 32).save(tmp_path / "fox.safetensors")
+    character.save(tmp_path / "fox.safetensors")
+    assert Character.load(tmp_path / "fox.safetensors").fingerprint == character.fingerprint
+
+
 def test_cut_off_character_is_refused(character, tmp_path):
     character.save(tmp_path / "fox.safetensors")
     whole = (tmp_path / "fox.safetensors").read_bytes()

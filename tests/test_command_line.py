@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from PIL import Image
 
-from instantcharacter import Character, CharacterAdapter, InstantCharacterPipeline
+from instantcharacter import Character, CharacterAdapter, CharacterEncoder, InstantCharacterPipeline
 from instantcharacter.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -217,6 +217,110 @@ def test_errors_are_one_line_and_status_2(generate, capsys, arguments, message, 
     assert status == 2
     assert re.search(message, error_line(capsys))
     assert not (tmp_path / "out.png").exists()
+
+
+# What is written over
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Fails the test if a model is loaded: what is refused is refused before."""
+    for model in (CharacterEncoder, CharacterAdapter, InstantCharacterPipeline):
+        for name in {"from_file", "from_pretrained"} & set(dir(model)):
+            monkeypatch.setattr(model, name, lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+@pytest.mark.parametrize("taken_by", ["adapter", "text", "folder"])
+@pytest.mark.parametrize("command", ["encode", "generate"])
+def test_character_replaces_nothing_but_a_character(
+    generate, encoders, models, tmp_path, capsys, no_models, command, taken_by
+):
+    path = tmp_path / "taken.safetensors"
+    if taken_by == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes((models / "adapter.safetensors").read_bytes() if taken_by == "adapter" else b"my notes")
+    before = None if path.is_dir() else path.read_bytes()
+    if command == "encode":
+        assert main(["encode", f"--reference={recorded.PICTURE}", f"--output={path}", *encoders]) == 2
+    else:
+        assert generate("--reference", recorded.PICTURE, "--save-character", path)[0] == 2
+    refused = "Is a directory" if taken_by == "folder" else "is there already and is not a character"
+    assert refused in error_line(capsys)
+    assert before is None or path.read_bytes() == before
+
+
+@pytest.mark.parametrize("there", ["character", "empty"])
+def test_character_replaces_a_character_or_an_empty_file(encoders, tmp_path, there):
+    path = tmp_path / "fox.safetensors"
+    if there == "empty":
+        path.touch()
+    else:
+        Character(torch.zeros(1, 4, 80), "0" * 32).save(path)
+    assert main(["encode", f"--reference={recorded.PICTURE}", f"--output={path}", *encoders]) == 0
+    assert Character.load(path).fingerprint != "0" * 32
+
+
+def test_character_is_not_saved_over_one_that_is_drawn(generate, tmp_path, capsys, no_models):
+    fox = tmp_path / "fox.safetensors"
+    Character(torch.zeros(1, 4, 80), "0" * 32).save(fox)
+    status, _ = generate("--reference", recorded.PICTURE, "--character", fox, "--save-character", fox)
+    assert status == 2
+    assert "fox.safetensors is what the picture is made of" in error_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["generate", "demo"])
+@pytest.mark.parametrize(
+    ("taken_by", "message"),
+    [
+        ("folder", "Is a directory"),
+        ("JPEG", "is there already and is not a PNG"),
+        ("text", "is there already and is not a PNG"),
+        ("reference", "is what the picture is made of"),
+    ],
+)
+def test_picture_replaces_nothing_but_another_picture(
+    generate, tmp_path, capsys, monkeypatch, no_models, command, taken_by, message
+):
+    monkeypatch.setattr("instantcharacter.demo.draw_demo", lambda *_: pytest.fail("the sheet was drawn"))
+    path, reference = tmp_path / "taken.png", recorded.PICTURE
+    if taken_by == "folder":
+        path.mkdir()
+    elif taken_by == "JPEG":
+        Image.open(recorded.PICTURE).convert("RGB").save(path, format="JPEG")
+    elif taken_by == "text":
+        path.write_text("my notes")
+    else:
+        reference = path
+        path.write_bytes(Path(recorded.PICTURE).read_bytes())
+    before = None if path.is_dir() else path.read_bytes()
+    arguments = ("--reference", reference, "--output", path)
+    status = generate(*arguments)[0] if command == "generate" else main(["demo", *map(str, arguments)])
+    assert status == 2
+    assert message in error_line(capsys)
+    assert before is None or path.read_bytes() == before
+
+
+def test_picture_replaces_the_picture_before_it(generate, tmp_path):
+    for _ in range(2):
+        assert generate("--reference", recorded.PICTURE)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png"]
+
+
+def test_trial_of_the_output_touches_no_file(generate, tmp_path, capsys):
+    mine = tmp_path / ".out.png.trial"
+    mine.write_text("mine")
+    assert generate("--character", "gone.safetensors")[0] == 2
+    assert generate("--reference", recorded.PICTURE, "--lora", "gone.safetensors")[0] == 2
+    assert generate("--reference", recorded.PICTURE)[0] == 0
+    assert mine.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.png.trial", "out.png"]
+
+
+def test_name_that_is_too_long_to_be_written_is_refused_first(generate, tmp_path, capsys, no_models):
+    status, _ = generate("--reference", recorded.PICTURE, "--output", tmp_path / f"{'a' * 248}.png")
+    assert status == 2
+    assert "File name too long" in error_line(capsys)
 
 
 @pytest.mark.parametrize(

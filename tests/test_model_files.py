@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import traceback
 from dataclasses import replace
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -14,6 +19,7 @@ from instantcharacter import models
 from instantcharacter.__main__ import main
 from instantcharacter.models import FILES, fetch, find
 
+ROOT = Path(__file__).parent.parent
 CONTENT = bytes(range(256)) * 4096
 """1 MiB."""
 ADAPTER = FILES["adapter"]
@@ -58,6 +64,21 @@ def test_each_file_is_fetched_to_its_place(hub, tmp_path, name):
     assert fetch(file, tmp_path) == tmp_path / file.saved_as
     assert (tmp_path / file.saved_as).read_bytes() == CONTENT
     assert find(file, {folder: [tmp_path] for folder in file.searched}) == tmp_path / file.saved_as
+
+
+def test_file_is_fetched_in_a_process_that_has_loaded_nothing_else(tmp_path):
+    """huggingface_hub loads its parts when they are named, and not all of them can be named."""
+    with serving() as hub:
+        hub.files[ADAPTER.repo, ADAPTER.path] = CONTENT
+        code = (
+            "import sys; from instantcharacter.models import FILES, fetch; print(fetch(FILES['adapter'], sys.argv[1]))"
+        )
+        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+        run = subprocess.run(
+            [sys.executable, "-c", code, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / ADAPTER.path).read_bytes() == CONTENT
 
 
 def test_whole_file_is_not_fetched_again(hub, tmp_path):
@@ -179,6 +200,15 @@ def test_token_goes_with_that_download_alone(hub, tmp_path, caplog, monkeypatch)
     assert set(hub.tokens) == {None}
     assert "hf_secret" not in caplog.text
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("token", ["hf_hidden\nb", "hf_hidden\0", "hf_hidd\u00e9n", "hf_hidden \ud800"])
+def test_token_that_cannot_be_sent_is_refused_and_not_quoted(hub, tmp_path, token):
+    with pytest.raises(ValueError, match="no Hugging Face token") as raised:
+        fetch(ADAPTER, tmp_path / "ipadapter", token=token)
+    assert "hf_hidd" not in "".join(traceback.format_exception(raised.value)[-1:])
+    assert raised.value.__context__ is None
+    assert hub.tokens == []
 
 
 def test_files_are_found_under_the_names_they_go_by(tmp_path):

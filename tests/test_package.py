@@ -6,21 +6,25 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import recorded
+from packaging.version import Version
 from PIL import Image
 
 import instantcharacter
+from instantcharacter import CharacterEncoder, versions
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "instantcharacter").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
-HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview"}
+HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview", "server"}
 """What comes with ComfyUI."""
-RUN_TIME = {
-    "torch", "diffusers", "transformers", "accelerate", "huggingface_hub",
-    "safetensors", "einops", "pillow", "numpy", "peft", "tokenizers",
-}  # fmt: skip
+NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
+"""Packages that are imported under another name."""
+UNSEEN = {"peft"}
+"""What is needed and not imported: diffusers reads LoRAs with it."""
 
 
 def imported(path: Path) -> set[str]:
@@ -39,27 +43,59 @@ def test_public_names_are_there():
 
 
 def packages(sources):
-    used = set().union(*(imported(path) for path in sources)) - set(sys.stdlib_module_names)
-    return {"pillow" if module == "PIL" else module for module in used}
+    used = set().union(*(imported(path) for path in sources)) - set(sys.stdlib_module_names) - HOST
+    return {NAMES.get(module, module) for module in used}
 
 
-def test_every_import_is_a_stated_requirement():
-    stated = re.findall(r"^([a-z_]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    training = set(SOURCES) & set((ROOT / "instantcharacter/training").glob("*.py"))
-    theirs = {"tokenizers", "tqdm", "psutil"}  # transformers', huggingface_hub's and accelerate's own: always there
-    assert packages(set(SOURCES) - training) - HOST <= set(stated) | theirs
-    assert set(stated) <= RUN_TIME
-    extra = re.findall(
-        r'"([a-z]+)>=', re.search(r"^training = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    )
-    assert set(extra) == {"datasets", "tensorboard", "pyyaml"}
-    named = {"pyyaml" if module == "yaml" else module for module in packages(training)}
-    assert named <= set(stated) | theirs | set(extra) | {"bitsandbytes"}
+def stated(name: str) -> dict[str, str]:
+    """What a file of requirements says of each package, after its name."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in lines if line[:1] not in ("", "#"))
 
 
-def test_torch_is_left_as_the_user_has_it():
-    (line,) = re.findall(r"^torch.*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert not re.search(r"==|<|~=", line)
+def test_requirements_are_what_is_imported():
+    training = set((ROOT / "instantcharacter/training").glob("*.py"))
+    required = set(stated("requirements.txt"))
+    assert packages(set(SOURCES) - training) | UNSEEN == required
+    extra = re.search(r"^training = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    extra = set(re.findall(r'"([a-z]+)>=', extra))
+    assert extra == {"datasets", "tensorboard", "pyyaml"}
+    assert packages(training) <= required | extra | {"bitsandbytes"}
+
+
+def test_nothing_that_a_comfyui_has_is_held_back():
+    for package, bounds in stated("requirements.txt").items():
+        assert re.fullmatch(r"(>=[\d.]+)?", bounds), package
+    assert stated("requirements.txt")["torch"] == ""
+
+
+def test_tested_versions_are_those_that_the_tests_install():
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for package, tested in versions.TESTED.items():
+        found = re.findall(rf"^{package}==([\d.]+)", pinned, re.MULTILINE)
+        assert max(found, key=Version) == tested
+
+
+def test_every_requirement_is_pinned_for_the_tests():
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for package in stated("requirements.txt"):
+        assert re.search(rf"^{package}==", pinned, re.MULTILINE), package
+
+
+@pytest.mark.parametrize("package", versions.TESTED)
+@pytest.mark.parametrize("newer", [True, False])
+def test_newer_versions_are_warned_of_once_when_they_are_used(pipeline, monkeypatch, caplog, package, newer):
+    tested = versions.TESTED[package]
+    versions.warn_if_newer.cache_clear()
+    monkeypatch.setattr(import_module(package), "__version__", f"{tested}.1" if newer else tested)
+    for _ in range(2):
+        CharacterEncoder.from_pretrained(recorded.FOLDER / "siglip", recorded.FOLDER / "dinov2")
+        pipeline.set_character_adapter(recorded.adapter())
+    versions.warn_if_newer.cache_clear()
+    warned = [record.getMessage() for record in caplog.records if "newer than" in record.getMessage()]
+    warned = [message for message in warned if message.startswith(package)]
+    assert len(warned) == newer
+    assert all(f"pip install {package}=={tested}" in message for message in warned)
 
 
 def test_importing_loads_nothing_heavy():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import weakref
+
 import comfy.latent_formats
 import comfy.model_management as management
 import comfy.utils
 import pytest
 import recorded
 import torch
+from in_comfyui.sampling import sample
 from recorded import error
 from reference.reference_fill import fill_module_
 
-from instantcharacter import Character, InstantCharacterPipeline
+from instantcharacter import Character, InstantCharacterPipeline, comfy_patch
 from instantcharacter.comfy_host import HostedAdapter, HostedCharacter, progress
 from instantcharacter.comfy_pipeline import HostedPipeline, Prompt, Start, begin_with
+from instantcharacter.streaming import Visitor
 
 SIZE = (96, 64)
 
@@ -122,3 +128,87 @@ def test_a_smaller_plan_is_told_to_comfyui(adapter, character):
     hosted.pipeline._offload.arrangement.step_back("out of memory")
     assert torch.equal(draw(hosted, who).samples, before.samples)
     assert management.module_size(hosted._staying.model) < management.module_size(first.model)
+
+
+def on_device(module: torch.nn.Module) -> int:
+    """Bytes of a module on ComfyUI's device, when that is not the CPU."""
+    tensors = {*module.parameters(), *module.buffers()}
+    return sum(tensor.nbytes for tensor in tensors if tensor.device.type != "cpu")
+
+
+def pipe(strategy: str = "none") -> HostedPipeline:
+    return HostedPipeline(InstantCharacterPipeline(**recorded.components()), strategy)
+
+
+def test_everything_leaves_the_device_when_comfyui_unloads(adapter, character):
+    hosted = pipe()
+    draw(hosted, HostedCharacter(character, adapter))
+    management.unload_all_models()
+    assert on_device(hosted.pipeline.transformer) == on_device(hosted.pipeline.vae) == 0
+    assert on_device(adapter.adapter) == 0
+
+
+def test_a_smaller_plan_frees_the_device(adapter, character):
+    """ComfyUI's patcher for dynamic VRAM put the weights of the larger plan back."""
+    hosted, who = pipe(), HostedCharacter(character, adapter)
+    first = draw(hosted, who)
+    before = on_device(hosted.pipeline.transformer)
+    hosted.pipeline._offload.arrangement.step_back("out of memory")
+    assert torch.equal(draw(hosted, who).samples, first.samples)
+    assert on_device(hosted.pipeline.transformer) <= before / 2
+
+
+def test_what_stays_is_loaded_once(adapter, character):
+    """Tens of gigabytes went to the host and back between two pictures."""
+    hosted, who = pipe(), HostedCharacter(character, adapter)
+    draw(hosted, who)
+    staying = hosted._staying
+    draw(hosted, who)
+    assert hosted._staying is staying
+    assert staying in [loaded.model for loaded in management.current_loaded_models]
+
+
+def test_a_second_pipe_gets_the_room(adapter, character):
+    who = HostedCharacter(character, adapter)
+    one, two = pipe(), pipe()
+    first = draw(one, who)
+    draw(two, who)
+    assert on_device(one.pipeline.transformer) == 0
+    assert torch.equal(draw(one, who).samples, first.samples)
+
+
+def test_a_picture_leaves_no_cycle_that_keeps_its_weights(adapter, character):
+    hosted = pipe("stream")
+    draw(hosted, HostedCharacter(character, adapter))
+    there = weakref.ref(hosted.pipeline.transformer)
+    gc.collect()
+    gc.disable()
+    try:
+        draw(hosted, HostedCharacter(character, adapter))
+        del hosted
+        assert there() is None
+    finally:
+        gc.enable()
+
+
+def test_sampler_and_apply_share_an_adapter_that_comfyui_manages_alone(model, adapter, character):
+    hosted, who = pipe("auto"), HostedCharacter(character, adapter)
+    natively = comfy_patch.apply(model, comfy_patch.Part(adapter, character, 0.9))
+    first, ours = draw(hosted, who), sample(natively)
+    again = Character(character.fused, character.fingerprint)  # without the tokens of the last schedule
+    assert torch.equal(draw(hosted, HostedCharacter(again, adapter)).samples, first.samples)
+    assert torch.equal(sample(natively, seed=1), ours)
+    assert not any(module in Visitor.visiting for module in adapter.adapter.modules())
+    assert adapter.resampler not in [loaded.model for loaded in management.current_loaded_models]
+    management.unload_all_models()
+    assert on_device(adapter.adapter) == 0
+
+
+def test_a_refused_adapter_leaves_a_pipe_that_draws(hosted, adapter, character):
+    who = HostedCharacter(character, adapter)
+    first = draw(hosted, who)
+    wide = HostedAdapter(recorded.adapter(dataclasses.replace(recorded.ADAPTER_CONFIG, attention_dim=512)))
+    stranger = Character(wide.projector.fuse(*recorded.features()).detach(), wide.fingerprint)
+    with pytest.raises(ValueError, match="width is 256, the adapter is made for 512"):
+        draw(hosted, HostedCharacter(stranger, wide))
+    assert torch.equal(draw(hosted, who).samples, first.samples)

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import ComfyExtension, io, ui
 
 from .instantcharacter import comfy_folders
-from .instantcharacter.comfy_folders import choices, locate
+from .instantcharacter.comfy_folders import choices, locate, locate_flux
 from .instantcharacter.models import TOY, toy
 
 if TYPE_CHECKING:
@@ -134,10 +134,9 @@ class FluxLoader(io.ComfyNode):
 
         if flux == TOY:
             clip_l = t5 = vae = IN_FOLDER
-        paths = {
-            name: None if choice in (NONE, IN_FOLDER) else locate(name, choice, progress())
-            for name, choice in {"flux": flux, "clip_l": clip_l, "t5": t5, "vae": vae}.items()
-        }
+        chosen = {"flux": flux, "clip_l": clip_l, "t5": t5, "vae": vae}
+        chosen = {name: choice for name, choice in chosen.items() if choice not in (NONE, IN_FOLDER)}
+        paths = locate_flux(chosen, progress())
         style = None if lora == NONE else lora_file(lora)
         pipeline = load_flux_pipeline(paths, fp8=weight_dtype == "fp8_e4m3fn", lora=style, lora_strength=lora_strength)
         return io.NodeOutput(HostedPipeline(pipeline, offload, vram_gb, compile))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io, ui
 
-from .instantcharacter.comfy_folders import DOWNLOAD, choices, inside_models, locate
+from .instantcharacter.comfy_folders import DOWNLOAD, choices, inside_models, locate, locate_flux
 from .nodes import CATEGORY, encode, load_adapter, load_encoder, load_flux_pipeline
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TOKEN_WARNING = (
     "InstantCharacter: a Hugging Face token is typed into a node. Workflow files and pictures keep what is typed into "
     "nodes: delete it there, and make a new one if you shared such a file. Run `hf auth login` or set HF_TOKEN instead."
 )
-CPU_OFFLOAD = "On: as little of FLUX stays on the GPU as can be. Off: as much as fits. Either way the rest streams."
+CPU_OFFLOAD = "Kept for shared workflows. On or off, as much stays on the GPU as fits, and the rest streams."
 
 
 @dataclass
@@ -47,11 +47,11 @@ class InstantCharPipe:
         return self.last[1]
 
 
-def flux_pipe(paths: Mapping[str, Any], cpu_offload: bool) -> HostedPipeline:
+def flux_pipe(paths: Mapping[str, Any]) -> HostedPipeline:
     """FLUX of these files, as a FLUX_PIPE."""
     from .instantcharacter.comfy_pipeline import HostedPipeline
 
-    return HostedPipeline(load_flux_pipeline(paths), "stream" if cpu_offload else "auto")
+    return HostedPipeline(load_flux_pipeline(paths), "auto")
 
 
 class LoadModel(io.ComfyNode):
@@ -87,10 +87,10 @@ class LoadModel(io.ComfyNode):
         token = hf_token.strip()
         if token:
             logger.warning(TOKEN_WARNING)
-        flux = {name: locate(name, DOWNLOAD, progress(), token) for name in ("flux", "clip_l", "t5", "vae")}
+        flux = locate_flux(dict.fromkeys(("flux", "clip_l", "t5", "vae"), DOWNLOAD), progress(), token)
         encoders = [locate(name, DOWNLOAD, progress(), token) for name in ("siglip", "dinov2")]
         pipe = InstantCharPipe(
-            flux_pipe(flux, cpu_offload),
+            flux_pipe(flux),
             load_encoder(*encoders),
             load_adapter(locate("adapter", ip_adapter_name, progress(), token)),
         )
@@ -132,7 +132,7 @@ class LoadModelFromLocal(io.ComfyNode):
         flux, siglip, dinov2, adapter = map(inside_models, given)
         return io.NodeOutput(
             InstantCharPipe(
-                flux_pipe({"flux": flux}, cpu_offload),
+                flux_pipe({"flux": flux}),
                 load_encoder(siglip, dinov2),
                 load_adapter(adapter),
             )

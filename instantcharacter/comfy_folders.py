@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import folder_paths
@@ -20,6 +21,8 @@ SUFFIXES = {
     "adapter": (".bin", ".safetensors"),
 }
 """The endings that a list shows, where they are not ``.safetensors`` alone."""
+PARTS = {"flux": "transformer", "clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
+"""Where a diffusers folder of FLUX has what are files of their own otherwise."""
 NAME_BYTES, PATH_BYTES = 255, 1000
 """The longest that may be typed, so that every system takes it with the folder before it."""
 CHARACTER_BYTES = 200
@@ -76,6 +79,31 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
     return path
 
 
+def locate_flux(
+    chosen: Mapping[str, str], progress: Callable[[int, int], None] | None = None, token: str = ""
+) -> dict[str, Path | None]:
+    """The paths of FLUX's parts, as :func:`locate` has them; none for a part that comes with a diffusers folder.
+
+    :data:`DOWNLOAD` takes FLUX.1-dev's folder, and the parts in it, rather than fetch a file.
+
+    Args:
+        chosen: for ``flux``, ``clip_l``, ``t5`` and ``vae``, from :func:`choices`.
+        progress: see :func:`~instantcharacter.models.fetch`.
+        token: see there.
+    """
+    wanted = [name for name, choice in chosen.items() if choice == DOWNLOAD]
+    flux, folder = chosen["flux"], match(FILES["flux"], _flux_folders())
+    if flux == DOWNLOAD and folder and any(_usual(name) is None for name in wanted):
+        flux = folder
+    path = locate("flux", flux, progress, token)
+    paths: dict[str, Path | None] = {"flux": path}
+    for name, choice in chosen.items():
+        if name != "flux":
+            in_folder = choice == DOWNLOAD and path.is_dir() and _has_weights(path / PARTS[name])
+            paths[name] = None if in_folder else locate(name, choice, progress, token)
+    return paths
+
+
 def save_folder(file: ModelFile) -> Path:
     """Where a file that is fetched goes: the directory of its folder's name that ComfyUI searches."""
     known = (Path(path) for folder in file.searched for path in folder_paths.get_folder_paths(folder))
@@ -85,15 +113,18 @@ def save_folder(file: ModelFile) -> Path:
 def inside_models(given: str) -> Path:
     """A path that was typed, looked up inside ComfyUI's model folders.
 
+    It may begin where ComfyUI was started, as the earlier pack had it, in ComfyUI's folder, or in a model folder.
+
     Raises:
-        ValueError: one that leads outside of them, or that no file can have.
+        ValueError: one that leads outside of the model folders, or that no file can have.
         FileNotFoundError: there is nothing there.
     """
     _check_typed(given)
     roots = [folder_paths.models_dir, *(p for paths, _ in folder_paths.folder_names_and_paths.values() for p in paths)]
     roots = [Path(os.path.normpath(root)) for root in roots if Path(root).name != "custom_nodes"]
-    candidates = [(root, Path(os.path.normpath(root / given.strip()))) for root in roots]
-    inside = [path for root, path in candidates if path != root and path.is_relative_to(root)]
+    starts = (Path.cwd(), roots[0].parent, *roots)
+    candidates = [Path(os.path.normpath(start / given.strip().replace("\\", "/"))) for start in starts]
+    inside = [path for path in candidates if path not in roots and any(map(path.is_relative_to, roots))]
     if not inside:
         raise ValueError(f"{given!r} is not inside ComfyUI's model folders: put the files there, or link them")
     for path in inside:
@@ -149,13 +180,36 @@ def _utf8(names: Iterable[str]) -> list[str]:
 
 def _usual(name: str) -> str | None:
     """The file among those listed that is the usual one, by any of its names."""
-    return match(FILES[name], _listed(name))
+    usual = match(FILES[name], (choice for choice in _listed(name) if choice.endswith(_suffixes(name))))
+    return usual or (match(FILES[name], _flux_folders()) if name == "flux" else None)
+
+
+def _flux_folders() -> list[str]:
+    """The diffusers folders in the list of FLUX's files that have all their weights."""
+    folders = [(choice, _path("flux", choice)) for choice in _listed("flux") if not choice.endswith(_suffixes("flux"))]
+    return [choice for choice, path in folders if path and all(_has_weights(path / part) for part in PARTS.values())]
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a part of a diffusers folder is there, in one file or in every piece that its index names."""
+    try:
+        indexes = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.safetensors.index.json")]
+        pieces = {piece for index in indexes for piece in index["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no index that can be read
+        return False
+    whole = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+    return all((folder / name).exists() for name in pieces) if pieces else any((folder / n).exists() for n in whole)
 
 
 def _path(name: str, choice: str) -> Path | None:
     """Where a file that is listed is."""
     directories = (directory for folder in _searched(name) for directory in folder_paths.get_folder_paths(folder))
     return next((path for path in (Path(directory, choice) for directory in directories) if path.exists()), None)
+
+
+def _suffixes(name: str) -> tuple[str, ...]:
+    """What a file that is listed ends in."""
+    return SUFFIXES.get(name, (".safetensors",))
 
 
 def _searched(name: str) -> tuple[str, ...]:
@@ -170,7 +224,7 @@ def _listed(name: str) -> list[str]:
             files = _files(directory)
             folders = [str(Path(file).parent) for file in files if Path(file).name == "model_index.json"]
             whole = tuple(f"{path}{os.sep}" for path in folders)
-            single = [file for file in files if file.endswith(SUFFIXES.get(name, (".safetensors",)))]
+            single = [file for file in files if file.endswith(_suffixes(name))]
             found |= dict.fromkeys(file for file in single if not file.startswith(whole))
             if name == "flux":
                 found |= dict.fromkeys(folders)

@@ -41,6 +41,8 @@ TOY_FILES = {
 }
 """In that folder, by the names of :data:`FILES`, and a LoRA."""
 
+SNAPSHOT = re.compile(r"models--[^/]+--([^/]+)/snapshots/[^/]+")
+"""A repository in a hub cache, in one of its versions."""
 SPARE = 256 * 2**20
 """Bytes to leave free on a disk."""
 
@@ -89,7 +91,7 @@ FILES = {
         "unet",
         23.8,
         ("diffusion_models",),
-        names=("flux1-dev.sft",),
+        names=("flux1-dev.sft", "FLUX.1-dev"),
         gated=True,
     ),
     "clip_l": ModelFile(
@@ -152,8 +154,11 @@ def toy(name: str) -> Path:
 
 
 def match(file: ModelFile, names: Iterable[str]) -> str | None:
-    """The first of a folder's file names that is this file's, or else another that it goes by; of any depth."""
-    listed = {f"/{name}".replace("\\", "/"): name for name in names}
+    """The first of a folder's file names that is this file's, or else another that it goes by; of any depth.
+
+    A snapshot in a hub cache counts as a folder of its repository's name.
+    """
+    listed = {SNAPSHOT.sub(r"\1", f"/{name}".replace("\\", "/")): name for name in names}
     for wanted in (file.saved_as.as_posix(), *file.names):
         for path, name in listed.items():
             if path.endswith(f"/{wanted}"):

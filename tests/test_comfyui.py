@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -433,6 +434,54 @@ def test_path_outside_the_model_folders_is_refused(server, path):
     prompt = workflow("earlier_pack_local", InstantCharacterLoadModelFromLocal__ip_adapter_path=path)
     message = error(server.wait(server.queue(prompt)))["exception_message"]
     assert "model folders" in message
+
+
+# What the earlier pack left
+
+
+TYPED = {
+    "base_model_path": ("models/FLUX.1-dev", "diffusers/FLUX.1-dev"),
+    "image_encoder_path": ("models/google/siglip-so400m-patch14-384", "clip_vision/siglip-so400m-patch14-384"),
+    "image_encoder_2_path": ("models/facebook/dinov2-giant", "clip_vision/dinov2-giant"),
+    "ip_adapter_path": ("models/InstantCharacter/instantcharacter_ip-adapter.bin", "ipadapter"),
+}
+"""What stands in its workflow file, and what the tests' models folder has of it."""
+
+
+def test_earlier_packs_workflow_runs_with_its_own_paths(server):
+    for path, there in TYPED.values():
+        path = server.folder / (path if there != "ipadapter" else Path(path).parent)
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(server.folder / "models" / there)
+    paths = {f"InstantCharacterLoadModelFromLocal__{name}": path for name, (path, _) in TYPED.items()}
+    before = drawn(server, workflow("earlier_pack_local"))
+    assert drawn(server, workflow("earlier_pack_local", **paths)).tobytes() == before.tobytes()
+    with_windows = {name: path.replace("/", "\\") for name, path in paths.items()}
+    assert drawn(server, workflow("earlier_pack_local", **with_windows)).tobytes() == before.tobytes()
+
+
+def test_earlier_packs_flux_is_used_with_its_text_encoders(server):
+    """What its Load Model node fetched has no single files; the server is offline."""
+    models = server.folder / "models"
+    snapshot = models / "diffusers/models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff"
+    snapshot.parent.mkdir(parents=True)
+    (models / "diffusers/FLUX.1-dev").rename(snapshot)
+    away = [(models / name, server.folder / f"away-{name}") for name in ("unet", "text_encoders", "vae")]
+    for there, place in away:
+        there.rename(place)
+    try:
+        picture = drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=False))
+    finally:
+        for there, place in away:
+            place.rename(there)
+        snapshot.rename(models / "diffusers/FLUX.1-dev")
+    assert picture.tobytes() == drawn(server, workflow("earlier_pack_local")).tobytes()
+
+
+def test_cpu_offload_of_the_earlier_pack_takes_the_plan_that_fits(server):
+    drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=True))
+    plans = set(re.findall(r"memory plan is (\w+)", server.log.read_text()))
+    assert plans == {"none"}  # all of a tiny model fits
 
 
 IMPOSSIBLE = ["\ud800", "\udcff", "a\0b", "x" * 300, "a/" * 3000]

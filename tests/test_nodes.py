@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,133 @@ Path(sys.argv[2], "ipadapter/yours/c.bin").touch(); look()
 """
     one, two, three = ["download", "mine/a.bin"], ["download", "mine/a.bin", "mine/b.bin"], ["yours/c.bin"]
     assert inside(tmp_path, code) == [[one, 0], [two, 1], [two, 0], [two, 1], [[*two, *three], 1]]
+
+
+# What the earlier pack left
+
+
+SNAPSHOTS = {
+    "flux": "diffusers/models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff",
+    "siglip": "clip_vision/models--google--siglip-so400m-patch14-384/snapshots/9fdffc5",
+    "dinov2": "clip_vision/models--facebook--dinov2-giant/snapshots/611a9d4",
+}
+"""Where its Load Model node had transformers and diffusers keep what they fetched: a hub cache in a model folder."""
+LOCATED = """
+from pathlib import Path
+fetched = []
+comfy_folders.fetch = lambda file, *_: fetched.append(file.title) or Path("fetched")
+paths = comfy_folders.locate_flux(dict.fromkeys(("flux", "clip_l", "t5", "vae"), "download"))
+paths |= {name: comfy_folders.locate(name, "download") for name in ("siglip", "dinov2")}
+there = {name: path for name, path in paths.items() if path != Path("fetched")}
+there = {name: path and path.relative_to(sys.argv[2]).as_posix() for name, path in there.items()}
+result = {"paths": there, "fetched": fetched}
+"""
+SINGLE = {
+    "flux": "unet/flux1-dev.safetensors",
+    "clip_l": "clip/clip_l.safetensors",
+    "t5": "text_encoders/t5xxl_fp16.safetensors",
+    "vae": "vae/ae.safetensors",
+}
+
+
+def keep_flux_folder(folder: Path, lacking: str = "") -> None:
+    """A FLUX.1-dev in diffusers' layout, without its weights' contents, and without one of its files."""
+    pieces = [
+        "diffusion_pytorch_model-00001-of-00002.safetensors",
+        "diffusion_pytorch_model-00002-of-00002.safetensors",
+    ]
+    for path in ("model_index.json", "text_encoder/model.safetensors", "text_encoder_2/model.safetensors"):
+        touch(folder / path)
+    touch(folder / "vae/diffusion_pytorch_model.safetensors")
+    for piece in pieces:
+        touch(folder / "transformer" / piece)
+    index = json.dumps({"weight_map": {f"block.{i}": piece for i, piece in enumerate(pieces)}})
+    (folder / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text(index)
+    if lacking:
+        (folder / lacking).unlink()
+
+
+def keep_snapshots(models: Path) -> None:
+    for name in ("siglip", "dinov2"):
+        blob = models / SNAPSHOTS[name] / "../../blobs/5fe7"
+        touch(blob)
+        (models / SNAPSHOTS[name] / "model.safetensors").symlink_to("../../blobs/5fe7")
+    keep_flux_folder(models / SNAPSHOTS["flux"])
+
+
+def test_what_the_earlier_pack_fetched_is_not_fetched_again(tmp_path):
+    keep_snapshots(tmp_path)
+    located = inside(tmp_path, LOCATED)
+    assert located["fetched"] == []
+    encoders = {name: f"{SNAPSHOTS[name]}/model.safetensors" for name in ("siglip", "dinov2")}
+    own = dict.fromkeys(("clip_l", "t5", "vae"))
+    assert located["paths"] == {"flux": SNAPSHOTS["flux"], **own, **encoders}
+    info = loaded(tmp_path)["info"]
+    for node, setting in (("FluxLoader", "flux"), ("EncoderLoader", "siglip"), ("EncoderLoader", "dinov2")):
+        first = inputs(info[f"InstantCharacter{node}"])[setting][1]["options"][0]
+        assert located["paths"][setting].endswith(first)
+
+
+def test_single_files_come_before_a_folder_of_flux_if_all_are_there(tmp_path):
+    keep_snapshots(tmp_path)
+    for path in SINGLE.values():
+        touch(tmp_path / path)
+    located = inside(tmp_path, LOCATED)
+    assert located["fetched"] == []
+    assert SINGLE.items() <= located["paths"].items()
+    (tmp_path / SINGLE["t5"]).unlink()
+    located = inside(tmp_path, LOCATED)
+    assert located["fetched"] == []
+    assert located["paths"]["flux"] == SNAPSHOTS["flux"]
+    assert located["paths"]["t5"] is None
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    ["transformer/diffusion_pytorch_model-00002-of-00002.safetensors", "text_encoder_2/model.safetensors"],
+)
+def test_half_a_folder_of_flux_is_not_taken_for_it(tmp_path, lacking):
+    keep_flux_folder(tmp_path / SNAPSHOTS["flux"], lacking)
+    assert inside(tmp_path, LOCATED)["fetched"][:2] == ["FLUX.1-dev", "CLIP-L"]
+    touch(tmp_path / "diffusers/FLUX.1-dev/transformer/diffusion_pytorch_model.safetensors.index.json")  # empty
+    touch(tmp_path / "diffusers/FLUX.1-dev/model_index.json")
+    assert inside(tmp_path, LOCATED)["fetched"][:2] == ["FLUX.1-dev", "CLIP-L"]
+
+
+@pytest.mark.parametrize(
+    "typed", ["models/{}", "./models/{}", "{}", "./{}", "models\\{}", ".\\models\\{}", " models/{}/ "]
+)
+@pytest.mark.parametrize("path", ["FLUX.1-dev", "google/siglip-so400m-patch14-384"])
+def test_paths_are_typed_as_the_earlier_pack_had_them(tmp_path, typed, path):
+    models = tmp_path / "ComfyUI/models"
+    (models / path).mkdir(parents=True)
+    typed = typed.format(path.replace("/", "\\") if "\\" in typed else path)
+    assert Path(inside(models, f"result = str(comfy_folders.inside_models({typed!r}))")) == models / path
+
+
+def test_typed_path_may_begin_where_comfyui_was_started(tmp_path):
+    models = tmp_path / "ComfyUI/models"
+    (models / "FLUX.1-dev").mkdir(parents=True)
+    code = "import os; os.chdir(sys.argv[2] + '/../..')"
+    code += "\nresult = str(comfy_folders.inside_models('ComfyUI/models/FLUX.1-dev'))"
+    assert Path(inside(models, code)) == models / "FLUX.1-dev"
+
+
+@pytest.mark.parametrize(
+    "typed", ["", ".", "models", "models/..", "../secret", "models/../../secret", "..\\..\\secret", "vae"]
+)
+def test_typed_path_stays_inside_the_model_folders(tmp_path, typed):
+    models = tmp_path / "ComfyUI/models"
+    (models / "vae").mkdir(parents=True)
+    touch(tmp_path / "secret")
+    touch(tmp_path / "ComfyUI/secret")
+    code = """
+try:
+    result = str(comfy_folders.inside_models(TYPED))
+except (ValueError, FileNotFoundError) as error:
+    result = str(error)
+"""
+    assert re.search("is not (in|inside) ComfyUI's model folders", inside(models, code.replace("TYPED", repr(typed))))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 
 import torch
@@ -44,4 +45,24 @@ class TestOtherModel:
         return (ModelPatcher(other, torch.device("cpu"), torch.device("cpu")),)
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestOtherModel)}
+class TestAlive:
+    """How many of a class's objects there are in this process."""
+
+    CATEGORY = "tests"
+    FUNCTION = "count"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"name": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, name: str) -> float:
+        return float("nan")
+
+    def count(self, name: str) -> dict:
+        return {"ui": {"alive": [sum(type(thing).__name__ == name for thing in gc.get_objects())]}}
+
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestOtherModel, TestAlive)}

@@ -16,7 +16,7 @@ from .instantcharacter.models import TOY, toy
 
 if TYPE_CHECKING:
     from .instantcharacter.comfy_host import HostedAdapter, HostedCharacter
-    from .instantcharacter.comfy_pipeline import HostedPipeline
+    from .instantcharacter.comfy_pipeline import StyledPipeline
     from .instantcharacter.memory import Strategy
     from .instantcharacter.pipeline import InstantCharacterPipeline
     from .instantcharacter.reference import Fit, Keep
@@ -33,6 +33,12 @@ CharacterType = io.Custom("CHARACTER")
 
 
 class FluxLoader(io.ComfyNode):
+    def __init__(self) -> None:
+        from .instantcharacter.comfy_pipeline import last_pipeline
+
+        super().__init__()
+        self.last = last_pipeline()
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -130,7 +136,8 @@ class FluxLoader(io.ComfyNode):
         compile: bool = False,
     ) -> io.NodeOutput:
         from .instantcharacter.comfy_host import progress
-        from .instantcharacter.comfy_pipeline import HostedPipeline
+        from .instantcharacter.comfy_pipeline import HostedPipeline, StyledPipeline, last_pipeline
+        from .instantcharacter.files import file_states
 
         if flux == TOY:
             clip_l = t5 = vae = IN_FOLDER
@@ -138,8 +145,14 @@ class FluxLoader(io.ComfyNode):
         chosen = {name: choice for name, choice in chosen.items() if choice not in (NONE, IN_FOLDER)}
         paths = locate_flux(chosen, progress())
         style = None if lora == NONE else lora_file(lora)
-        pipeline = load_flux_pipeline(paths, fp8=weight_dtype == "fp8_e4m3fn", lora=style, lora_strength=lora_strength)
-        return io.NodeOutput(HostedPipeline(pipeline, offload, vram_gb, compile))
+        files = [path and file_states(path) for path in (*paths.values(), style)]
+        hosted = last_pipeline().get(
+            (*files, weight_dtype, offload, vram_gb, compile),
+            lambda: HostedPipeline(
+                load_flux_pipeline(paths, weight_dtype == "fp8_e4m3fn", style), offload, vram_gb, compile
+            ),
+        )
+        return io.NodeOutput(StyledPipeline(hosted, lora_strength))
 
 
 def lora_file(choice: str) -> Path:
@@ -148,10 +161,7 @@ def lora_file(choice: str) -> Path:
 
 
 def load_flux_pipeline(
-    paths: Mapping[str, Any],
-    fp8: bool = False,
-    lora: Path | None = None,
-    lora_strength: float = 1.0,
+    paths: Mapping[str, Any], fp8: bool = False, lora: Path | None = None
 ) -> InstantCharacterPipeline:
     """FLUX of these files, with its LoRA, on the CPU."""
     from .instantcharacter.comfy_host import weight_dtype
@@ -163,7 +173,6 @@ def load_flux_pipeline(
     pipeline = load_flux(files, weight_dtype(), fp8)
     if lora:
         load_lora(pipeline, lora, "style")
-        pipeline.set_adapters(["style"], [lora_strength])
     return pipeline
 
 
@@ -512,7 +521,7 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        flux_pipe: HostedPipeline,
+        flux_pipe: StyledPipeline,
         prompt: str,
         negative_prompt: str,
         true_cfg: float,

@@ -92,6 +92,13 @@ def read_pickle(path: str | Path, expected: str) -> Any:
         raise ValueError(f"{path} cannot be read as tensors alone ({reason}). Expected {expected}.") from error
 
 
+def file_states(path: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells whether a file, or any in a folder, is still the same: its path, size and time of change."""
+    path = Path(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
+
+
 def check_file(path: str | Path, expected: str) -> None:
     """Raise ``FileNotFoundError`` or ``ValueError`` unless ``path`` is a file with something in it."""
     if not Path(path).is_file():

@@ -3,6 +3,7 @@ Load Image reads pictures with ``av``, which not every machine has."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 
 import numpy as np
@@ -67,4 +68,24 @@ class TestLoadImage:
         return (values[..., :3], mask)
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestOtherModel, TestLoadImage)}
+class TestAlive:
+    """How many of a class's objects there are in this process."""
+
+    CATEGORY = "tests"
+    FUNCTION = "count"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"name": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, name: str) -> float:
+        return float("nan")
+
+    def count(self, name: str) -> dict:
+        return {"ui": {"alive": [sum(type(thing).__name__ == name for thing in gc.get_objects())]}}
+
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestOtherModel, TestLoadImage, TestAlive)}

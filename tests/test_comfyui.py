@@ -91,6 +91,39 @@ def test_the_toy_lora_changes_what_the_toy_flux_draws(server):
     assert drawn(server, styled).tobytes() != drawn(server, workflow("toy")).tobytes()
 
 
+def alive(server: Server, name: str) -> int:
+    """How many objects of a class ComfyUI's process has."""
+    return server.run({"1": {"class_type": "TestAlive", "inputs": {"name": name}}})["1"]["alive"][0]
+
+
+def test_another_lora_strength_loads_nothing_again_and_memory_is_let_go(server):
+    def styled(strength: float) -> dict:
+        return workflow(
+            "toy", InstantCharacterFluxLoader__lora="toy", InstantCharacterFluxLoader__lora_strength=strength
+        )
+
+    def loaded() -> int:
+        return server.log.read_text().count("InstantCharacter's memory plan is")
+
+    weak, times = drawn(server, styled(0.2)), loaded()
+    strong = drawn(server, styled(1.2))
+    assert strong.tobytes() != weak.tobytes()
+    assert drawn(server, styled(0.2)).tobytes() == weak.tobytes()
+    both = styled(0.2) | {f"2{key}": node for key, node in styled(1.2).items() if "FluxLoader" in node["class_type"]}
+    (loader,) = (key for key in both if key.startswith("2") and "FluxLoader" in both[key]["class_type"])
+    sampler, saver = (f"2{key}" for key in ("8", "9"))
+    both[sampler] = json.loads(json.dumps(only(styled(1.2), "InstantCharacterSampler")))
+    both[sampler]["inputs"]["flux_pipe"] = [loader, 0]
+    both[saver] = {"class_type": "SaveImage", "inputs": {"images": [sampler, 0], "filename_prefix": "strong"}}
+    pictures = {shown_["filename"][:6]: server.picture(shown_) for shown_ in shown(server.run(both))}
+    assert Image.open(io.BytesIO(pictures.pop("strong"))).convert("RGB").tobytes() == strong.tobytes()
+    (other,) = pictures.values()
+    assert Image.open(io.BytesIO(other)).convert("RGB").tobytes() == weak.tobytes()
+    assert loaded() == times
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    assert alive(server, "HostedPipeline") == 0
+
+
 @pytest.mark.skipif(comfyui.gguf_pack() is None, reason="no ComfyUI-GGUF in that ComfyUI")
 def test_gguf_and_lora_workflow_runs_and_draws_the_character(server):
     whole = drawn(server, workflow("native_gguf_lora"))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
+from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_management as management
 import comfy.utils
 import pytest
 import recorded
+import tiny
 import torch
 from in_comfyui.sampling import sample
 from recorded import error
@@ -18,7 +20,15 @@ from reference.reference_fill import fill_module_
 
 from instantcharacter import Character, InstantCharacterPipeline, comfy_patch
 from instantcharacter.comfy_host import HostedAdapter, HostedCharacter, progress
-from instantcharacter.comfy_pipeline import HostedPipeline, Prompt, Start, begin_with
+from instantcharacter.comfy_pipeline import (
+    HostedPipeline,
+    Prompt,
+    Start,
+    StyledPipeline,
+    begin_with,
+    last_pipeline,
+)
+from instantcharacter.lora_files import load_lora
 from instantcharacter.streaming import Visitor
 
 SIZE = (96, 64)
@@ -119,6 +129,69 @@ def test_what_stays_is_comfyuis_to_free(adapter, character):
     assert management.module_size(staying.model) > management.module_size(hosted.pipeline.transformer)
     management.unload_all_models()
     assert torch.equal(draw(hosted, HostedCharacter(character, adapter)).samples, before.samples)
+
+
+# LoRAs and what is loaded
+
+
+@pytest.fixture
+def styled(hosted):
+    """What draws with the recorded LoRA at a strength."""
+    load_lora(hosted.pipeline, recorded.LORA, "style")
+    return lambda strength: StyledPipeline(hosted, strength)
+
+
+def test_each_flux_pipe_draws_at_its_own_strength(hosted, styled, adapter, character):
+    who = HostedCharacter(character, adapter)
+    weak, strong = styled(0.3), styled(1.5)
+    drawn = [draw(pipe, who).samples for pipe in (weak, strong, weak, strong)]
+    for again, first in zip(drawn[2:], drawn):
+        assert torch.equal(again, first)
+    assert error(drawn[1], drawn[0]) > 1e-3
+    library = InstantCharacterPipeline(**recorded.components())
+    load_lora(library, recorded.LORA, "style")
+    library.set_adapters(["style"], [1.5])
+    assert torch.equal(draw(HostedPipeline(library, "auto"), who, lora_strength=1.5).samples, drawn[1])
+
+
+def test_another_strength_plans_and_encodes_nothing_anew():
+    pipeline = InstantCharacterPipeline(**tiny.tiny_components())
+    state = {"transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 128)}
+    pipeline.transformer.load_lora_adapter(
+        {**state, "transformer_blocks.0.attn.to_q.lora_B.weight": torch.ones(128, 2)}, prefix=None, adapter_name="style"
+    )
+    read = []
+    pipeline.text_encoder.register_forward_hook(lambda *_: read.append(1))
+    hosted = HostedPipeline(pipeline, "auto")
+    plans = []
+    for strength in (0.1, 0.9):
+        StyledPipeline(hosted, strength).draw(None, Prompt("a fox"), SIZE, 1, 7, max_sequence_length=64)
+        plans.append(hosted.pipeline._offload)
+    assert read == [1]
+    assert plans[0] is plans[1]
+
+
+def test_the_last_pipeline_is_kept_while_a_node_holds_it_and_goes_before_another_is_loaded(adapter, character):
+    node = last_pipeline()
+    assert last_pipeline() is node
+    first = node.get("one", lambda: HostedPipeline(InstantCharacterPipeline(**recorded.components()), "auto"))
+    draw(first, HostedCharacter(character, adapter))
+    gone = weakref.ref(first.pipeline.transformer)
+    del first
+    assert node.get("one", lambda: pytest.fail("loaded again")).pipeline.transformer is gone()
+
+    def load() -> HostedPipeline:
+        assert gone() is None
+        return HostedPipeline(InstantCharacterPipeline(**recorded.components()), "auto")
+
+    other = weakref.ref(node.get("another", load))
+    with pytest.raises(FileNotFoundError):
+        node.get("broken", lambda: Path("gone").stat())
+    assert other() is None
+    kept = weakref.ref(node.get("one", load))
+    del node
+    assert kept() is None
+    assert last_pipeline()._pipeline is None
 
 
 def test_a_smaller_plan_is_told_to_comfyui(adapter, character):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def card(gib: int | None, python: Path) -> Iterator[None]:
 
 
 class GpuMemory:
-    """Watches the first GPU's memory with nvidia-smi.
+    """Watches the memory of the GPU that ComfyUI takes with nvidia-smi: the first, or ``CUDA_VISIBLE_DEVICES``.
 
     Attributes:
         peak: the most in use since this was last set to 0, in GiB above what was in use at the beginning; 0 if off.
@@ -66,5 +67,6 @@ class GpuMemory:
 
 
 def _gpu_memory() -> float:
-    command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = ["nvidia-smi", "-i", gpu, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024

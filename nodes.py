@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 import torch
@@ -16,10 +16,10 @@ from .instantcharacter.models import TOY, toy
 
 if TYPE_CHECKING:
     from .instantcharacter.comfy_host import HostedAdapter, HostedCharacter
-    from .instantcharacter.comfy_pipeline import HostedPipeline
+    from .instantcharacter.comfy_pipeline import StyledPipeline
     from .instantcharacter.memory import Strategy
     from .instantcharacter.pipeline import InstantCharacterPipeline
-    from .instantcharacter.reference import Fit
+    from .instantcharacter.reference import Fit, Keep
 
 CATEGORY = "InstantCharacter"
 NONE = "none"
@@ -33,6 +33,12 @@ CharacterType = io.Custom("CHARACTER")
 
 
 class FluxLoader(io.ComfyNode):
+    def __init__(self) -> None:
+        from .instantcharacter.comfy_pipeline import last_pipeline
+
+        super().__init__()
+        self.last = last_pipeline()
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -130,7 +136,8 @@ class FluxLoader(io.ComfyNode):
         compile: bool = False,
     ) -> io.NodeOutput:
         from .instantcharacter.comfy_host import progress
-        from .instantcharacter.comfy_pipeline import HostedPipeline
+        from .instantcharacter.comfy_pipeline import HostedPipeline, StyledPipeline, last_pipeline
+        from .instantcharacter.files import file_states
 
         if flux == TOY:
             clip_l = t5 = vae = IN_FOLDER
@@ -138,8 +145,14 @@ class FluxLoader(io.ComfyNode):
         chosen = {name: choice for name, choice in chosen.items() if choice not in (NONE, IN_FOLDER)}
         paths = locate_flux(chosen, progress())
         style = None if lora == NONE else lora_file(lora)
-        pipeline = load_flux_pipeline(paths, fp8=weight_dtype == "fp8_e4m3fn", lora=style, lora_strength=lora_strength)
-        return io.NodeOutput(HostedPipeline(pipeline, offload, vram_gb, compile))
+        files = [path and file_states(path) for path in (*paths.values(), style)]
+        hosted = last_pipeline().get(
+            (*files, weight_dtype, offload, vram_gb, compile),
+            lambda: HostedPipeline(
+                load_flux_pipeline(paths, weight_dtype == "fp8_e4m3fn", style), offload, vram_gb, compile
+            ),
+        )
+        return io.NodeOutput(StyledPipeline(hosted, lora_strength))
 
 
 def lora_file(choice: str) -> Path:
@@ -148,21 +161,18 @@ def lora_file(choice: str) -> Path:
 
 
 def load_flux_pipeline(
-    paths: Mapping[str, Any],
-    fp8: bool = False,
-    lora: Path | None = None,
-    lora_strength: float = 1.0,
+    paths: Mapping[str, Any], fp8: bool = False, lora: Path | None = None
 ) -> InstantCharacterPipeline:
     """FLUX of these files, with its LoRA, on the CPU."""
     from .instantcharacter.comfy_host import weight_dtype
     from .instantcharacter.flux_files import FluxFiles, load_flux
+    from .instantcharacter.lora_files import load_lora
 
     clip_tokenizer, t5_tokenizer = comfy_folders.tokenizers()
     files = FluxFiles(**paths, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
     pipeline = load_flux(files, weight_dtype(), fp8)
     if lora:
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="style")
-        pipeline.set_adapters(["style"], [lora_strength])
+        load_lora(pipeline, lora, "style")
     return pipeline
 
 
@@ -255,8 +265,8 @@ class PrepareReference(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is the character, as background removal nodes give it. The mask of Load Image "
-                    "is the other way round: put Invert Mask between.",
+                    tooltip="Where the character is: from Load Image, painted over the character or of a transparent "
+                    "picture, or from a background removal node. Any size; one that masks nothing is no mask.",
                 ),
                 io.Float.Input(
                     "margin",
@@ -272,25 +282,36 @@ class PrepareReference(io.ComfyNode):
                     tooltip="Without a mask: how the picture becomes a square. pad: on white. stretch: distorted, "
                     "as the reference implementation does it.",
                 ),
+                io.Combo.Input(
+                    "keep",
+                    options=["auto", "white", "black"],
+                    optional=True,
+                    tooltip="Which side of the mask is the character. auto: white, unless white is transparent or the "
+                    "ground around it. The node says what it kept.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Image.Output(display_name="reference", tooltip="Square, on white.")],
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, margin: float, fit: str, mask: torch.Tensor | None = None) -> io.NodeOutput:
-        from .instantcharacter.reference import cut_out, open_picture, to_square
+    def execute(
+        cls, image: torch.Tensor, margin: float, fit: Fit, mask: torch.Tensor | None = None, keep: Keep = "auto"
+    ) -> io.NodeOutput:
+        from .instantcharacter.comfy_host import say
+        from .instantcharacter.comfy_values import images, masks
+        from .instantcharacter.reference import prepare_reference
 
-        if mask is not None and len(mask) not in (1, len(image)):
-            raise ValueError(f"{len(mask)} masks for {len(image)} pictures; give one for all, or one each")
-        squares = []
-        for i, picture in enumerate(image):
-            if mask is None:
-                squares.append(to_square(open_picture(picture), cast("Fit", fit)))
-            else:
-                squares.append(cut_out(picture, mask[i % len(mask)], margin))
-        side = max(square.width for square in squares)
-        reference = torch.stack([to_image(square.resize((side, side))) for square in squares])
-        return io.NodeOutput(reference, ui=ui.PreviewImage(reference, cls=cls))
+        pictures, found = images(image), None if mask is None else masks(mask)
+        if found is not None and len(found) not in (1, len(pictures)):
+            raise ValueError(f"{len(found)} masks for {len(pictures)} pictures; give one for all, or one each")
+        alphas = [None] * len(pictures) if found is None else found.expand(len(pictures), -1, -1)
+        prepared = [prepare_reference(*pair, margin, fit, keep) for pair in zip(pictures, alphas)]
+        side = max(square.width for square, _ in prepared)
+        reference = torch.stack([to_image(square.resize((side, side))) for square, _ in prepared])
+        kept = "\n".join(dict.fromkeys(sentence for _, sentence in prepared))
+        say(cls, kept)
+        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (kept,)})
 
 
 def to_image(picture: Any) -> torch.Tensor:
@@ -328,7 +349,9 @@ class Encode(io.ComfyNode):
 def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: Fit = "pad") -> HostedCharacter:
     """The character of one or several pictures of it, [B, H, W, C]."""
     from .instantcharacter.comfy_host import HostedCharacter, load
+    from .instantcharacter.comfy_values import images
 
+    pictures = images(pictures)
     look = load(encoder)
     views = [look(picture, fit) for picture in pictures]
     load(adapter.fusion)
@@ -498,7 +521,7 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        flux_pipe: HostedPipeline,
+        flux_pipe: StyledPipeline,
         prompt: str,
         negative_prompt: str,
         true_cfg: float,
@@ -596,9 +619,10 @@ class Apply(io.ComfyNode):
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         from .instantcharacter.comfy_patch import Part, apply
+        from .instantcharacter.comfy_values import masks
 
         who, adapter = character
-        where = None if mask is None else mask.reshape(-1, *mask.shape[-2:])  # some nodes' masks have channels
+        where = None if mask is None else masks(mask)
         return io.NodeOutput(apply(model, Part(adapter, who, scale, start_percent, end_percent, where)))
 
 

@@ -41,8 +41,9 @@ class InstantCharPipe:
 
     def character(self, picture: torch.Tensor) -> HostedCharacter:
         """The character of an IMAGE's first picture, stretched to a square; the last picture's is remembered."""
+        picture = picture[:1]
         if self.last is None or not torch.equal(self.last[0], picture):
-            self.last = picture, encode(picture[:1], self.encoder, self.adapter, fit="stretch")
+            self.last = picture, encode(picture, self.encoder, self.adapter, fit="stretch")
         return self.last[1]
 
 
@@ -196,9 +197,10 @@ class Generate(io.ComfyNode):
         subject_image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         from .instantcharacter.comfy_pipeline import Prompt
+        from .instantcharacter.comfy_values import images
 
         drawing = pipe.flux.draw(
-            None if subject_image is None else pipe.character(subject_image),
+            None if subject_image is None else pipe.character(images(subject_image, "subject_image")),
             Prompt(prompt),
             (width, height),
             num_inference_steps,

@@ -199,8 +199,8 @@ class Drawing:
         )
         self.seconds = time.perf_counter() - begin
         self.step = statistics.median(self._between(*pair) for pair in itertools.pairwise(marks))
-        self.pipeline._prompts = type(self.pipeline._prompts)()  # each picture is to be a whole one
-        self.pipeline._characters = type(self.pipeline._characters)()
+        state = self.pipeline._state  # each picture is to be a whole one
+        state.prompts, state.characters = type(state.prompts)(), type(state.characters)()
         return kept[0].cpu()
 
     def _now(self) -> Any:

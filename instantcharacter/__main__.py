@@ -253,6 +253,7 @@ def _make_characters(
 def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
     from .flux_files import store_in_fp8
+    from .lora_files import load_lora
     from .pipeline import InstantCharacterPipeline
 
     with _stages("FLUX", 3) as begin:
@@ -263,7 +264,7 @@ def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> In
         begin("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
-            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+            load_lora(pipeline, path, name)
         if names:
             pipeline.set_adapters(names, [weight for _, weight in options.lora])
         begin("folding the adapter in")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from .attention import CharacterAttention
 from .character import Character
 from .encoders import CharacterFeatures
-from .files import check_file, read_safetensors, written_whole
+from .files import read_pickle, read_safetensors, written_whole
 from .projector import CharacterProjector
 from .reference import Picture, thumbnail
 
@@ -92,6 +90,8 @@ class CharacterAdapter(nn.Module):
     """
 
     attention: Sequence[CharacterAttention]
+    _loaded: tuple[str, dict[str, Tensor]] | None = None
+    """The fingerprint of the file it is from, and the samples of that file's weights."""
 
     def __init__(self, config: AdapterConfig | None = None) -> None:
         super().__init__()
@@ -125,16 +125,19 @@ class CharacterAdapter(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: a file that is empty, cut off, of another kind, or lacks weights of these sizes.
         """
-        state, saved_config = _read(Path(path))
+        state, saved_config, fingerprint = _read(Path(path))
         with torch.device("meta"):
             adapter = cls(config or saved_config)
         _check_complete(adapter, state, path)
+        samples = _samples({name: state[f"projector.{name}"] for name, _ in adapter.projector.named_parameters()})
         state = {key: state[key].to(device=device, dtype=dtype) for key in adapter.state_dict()}
         adapter.load_state_dict(state, assign=True)
+        adapter._loaded = fingerprint or _digest(adapter.projector, samples), samples
         return adapter.eval()
 
     def save(self, path: str | Path) -> None:
-        """Write the adapter: as ``.safetensors`` with its sizes in the metadata, or as ``.bin`` in the released layout.
+        """Write the adapter: as ``.safetensors`` with its sizes and its fingerprint in the metadata, or as ``.bin`` in
+        the released layout.
 
         Raises:
             ValueError: another file ending.
@@ -149,7 +152,8 @@ class CharacterAdapter(nn.Module):
                 torch.save(parts, partial)
             else:
                 flat = {f"{part}.{key}": t.contiguous() for part, state in parts.items() for key, t in state.items()}
-                save_file(flat, partial, {"format": FORMAT, "config": json.dumps(asdict(self.config))})
+                config = json.dumps(asdict(self.config))
+                save_file(flat, partial, {"format": FORMAT, "config": config, "fingerprint": self.fingerprint()})
 
     @torch.no_grad()
     def create_character(self, *views: CharacterFeatures, picture: Picture | None = None) -> Character:
@@ -175,23 +179,41 @@ class CharacterAdapter(nn.Module):
     def fingerprint(self) -> str:
         """32 hexadecimal digits that name the projector's weights, from 16 samples of each, rounded to bfloat16.
 
-        The same for one projector in float32 and in bfloat16, on any device. Other weights give another one; a
-        change to single weights that no sample meets goes unnoticed.
+        An adapter from a file has the file's, whatever dtype it was loaded in and whatever device each weight is on;
+        in ``.safetensors`` a copy in another dtype keeps it. Other weights have another one; a change to single
+        weights that no sample meets goes unnoticed.
         """
-        parameters = dict(sorted(self.projector.named_parameters()))
-        samples = [p.detach().flatten()[:: -(-p.numel() // 16)].to(torch.bfloat16) for p in parameters.values()]
-        digest = hashlib.blake2b(
-            repr([(key, tuple(p.shape)) for key, p in parameters.items()]).encode(), digest_size=16
-        )
-        digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
-        return digest.hexdigest()
+        samples = _samples(dict(self.projector.named_parameters()))
+        if self._loaded:
+            fingerprint, of_file = self._loaded
+            if all(torch.equal(sample, of_file[name].to(sample.dtype)) for name, sample in samples.items()):
+                return fingerprint
+        return _digest(self.projector, samples)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], AdapterConfig | None]:
-    """A file's tensors under the adapter's own keys, and the sizes written in it, if any."""
+def _samples(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """16 numbers, or a few less, of each weight, in its own dtype on the CPU."""
+    return {
+        name: weight.detach().flatten()[:: -(-weight.numel() // 16)].cpu().clone() for name, weight in weights.items()
+    }
+
+
+def _digest(projector: CharacterProjector, samples: Mapping[str, Tensor]) -> str:
+    """The fingerprint of a projector with these samples."""
+    parameters = sorted(projector.named_parameters())
+    digest = hashlib.blake2b(repr([(name, tuple(p.shape)) for name, p in parameters]).encode(), digest_size=16)
+    rounded = torch.cat([samples[name].to(torch.bfloat16) for name, _ in parameters])
+    digest.update(rounded.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], AdapterConfig | None, str | None]:
+    """A file's tensors under the adapter's own keys, and the sizes and the fingerprint written in it, if any."""
+    fingerprint = None
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path, EXPECTED)
         config = _config(metadata["config"], path) if "config" in metadata else None
+        fingerprint = metadata.get("fingerprint")
     else:
         tensors, beside = _read_pickle(path), path.with_suffix(".json")
         config = _config(beside.read_text(encoding="utf-8"), beside) if beside.is_file() else None
@@ -199,7 +221,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], AdapterConfig | None]:
     for key, tensor in tensors.items():
         part, _, rest = key.partition(".")
         state[f"{PARTS.get(part, part)}.{rest}"] = tensor
-    return state, config
+    return state, config, fingerprint
 
 
 def _config(text: str, path: Path) -> AdapterConfig:
@@ -210,14 +232,7 @@ def _config(text: str, path: Path) -> AdapterConfig:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    check_file(path, EXPECTED)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off or not a checkpoint that torch wrote. Expected {EXPECTED}.")
-    try:
-        parts = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as tensors alone ({reason}). Expected {EXPECTED}.") from error
+    parts = read_pickle(path, EXPECTED)
     if not isinstance(parts, dict) or not all(isinstance(parts.get(part), dict) for part in PARTS):
         found = list(parts)[:5] if isinstance(parts, dict) else type(parts).__name__
         raise ValueError(f"{path} holds {found}, not {list(PARTS)}. Expected {EXPECTED}.")

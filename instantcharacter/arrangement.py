@@ -7,6 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -38,7 +39,8 @@ def roots(pipeline: CharacterPipelineMixin) -> dict[str, list[nn.Module]]:
     }
     if encoder := pipeline.character_encoder:
         found |= {"siglip": [encoder.siglip], "dinov2": [encoder.dinov2]}
-    if adapter := pipeline.character_adapter:
+    adapter = None if pipeline.adapter_host else pipeline.character_adapter
+    if adapter:
         found["resampler"] = [adapter.projector.resampler]
     if encoder and adapter:
         fusion = [part for name, part in adapter.projector.named_children() if name != "resampler"]
@@ -81,12 +83,18 @@ def _size(module: nn.Module) -> int:
 
 
 class Arrangement:
-    """A pipeline whose weights are where a plan has them; what :func:`~instantcharacter.memory.apply` returns.
+    """A pipeline whose weights are where a plan has them, and the others come when they are needed.
+
+    ``model`` and ``sequential`` are diffusers' and accelerate's; the character's encoders and projector, which those
+    do not know, visit the device in every plan in which they do not stay.
 
     Attributes:
         plan: the plan now: a smaller one for pictures that it has too little room for, or after the device was out of
             memory.
         device: where the pipeline runs.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room for the weights of this plan, or of any smaller one.
     """
 
     def __init__(self, plan: MemoryPlan, pipeline: CharacterPipelineMixin, device: torch.device) -> None:
@@ -96,7 +104,8 @@ class Arrangement:
         self._visitors: list[Visitor] = []
         self._vae_before: dict[str, Any] = {}
         self._stepped_back = False
-        self._arrange()
+        self._in_place = False
+        self._arrange_or_less()
 
     @property
     def _pipeline(self) -> Any:
@@ -110,36 +119,38 @@ class Arrangement:
     def begin(self, resolution: tuple[int, int], batch: int) -> None:
         """Make the plan one for these pictures, and allow it another step back."""
         self._stepped_back = False
-        if (changed := self._asked.for_pictures(resolution, batch)) != self.plan:
-            same = dataclasses.replace(self.plan, resolution=changed.resolution, batch=changed.batch)
+        changed = self._asked.for_pictures(resolution, batch)
+        same = dataclasses.replace(self.plan, resolution=resolution, batch=batch)
+        if changed != self.plan:  # a host looks whether the plan is the one it knows
             self.plan = changed
-            if changed != same:
-                logger.info("the memory plan is now\n%s", changed)
-                self.undo()
-                self._arrange()
+        if changed != same:
+            logger.info("the memory plan is now\n%s", changed)
+            self.undo()
+        if not self._in_place:
+            self._arrange_or_less()
 
     def step_back(self, reason: str) -> None:
-        """Take the next smaller plan, once for a picture.
+        """Take the next smaller plan that fits, once for a picture.
 
         Raises:
             torch.OutOfMemoryError: there is none, or it was taken before.
         """
-        smaller = None if self._stepped_back else self.plan.smaller()
+        self._take_smaller(None if self._stepped_back else self.plan.smaller(), reason)
+        self._stepped_back = True
+        self.undo()
+        self._arrange_or_less()
+
+    def _take_smaller(self, smaller: MemoryPlan | None, reason: str) -> None:
+        reason = reason.splitlines()[0]
         if smaller is None:
             raise torch.OutOfMemoryError(
                 f"out of GPU memory under the smallest plan that was tried, {self.plan.name}. Draw smaller or fewer "
-                f"pictures at once, or close what else uses the GPU. ({reason.splitlines()[0]})"
+                f"pictures at once, or close what else uses the GPU. ({reason})"
             )
         logger.warning(
-            "out of GPU memory under the plan %s: going on with %s. (%s)",
-            self.plan.name,
-            smaller.name,
-            reason.splitlines()[0],
+            "out of GPU memory under the plan %s: going on with %s. (%s)", self.plan.name, smaller.name, reason
         )
-        self._stepped_back = True
-        self.undo()
         self.plan = self._asked = smaller
-        self._arrange()
 
     def staying(self) -> list[nn.Module]:
         """The modules whose weights stay on the device, for a host that keeps count of such."""
@@ -156,18 +167,47 @@ class Arrangement:
 
     def undo(self) -> None:
         """Leave the modules alone; the weights stay where they are."""
+        if self.device.type != "cpu":  # which may still copy from what is let go of
+            torch.get_device_module(self.device).synchronize()
         for visitor in self._visitors:
             visitor.remove()
         self._visitors = []
         self._pipeline.remove_all_hooks()
         vars(self._pipeline.vae).update(self._vae_before)
+        self._in_place = False
+
+    def _arrange_or_less(self) -> None:
+        """Carry the plan out, or else the first smaller one whose weights there is room for.
+
+        Raises:
+            torch.OutOfMemoryError: there is none; the modules are then left alone.
+        """
+        while True:
+            try:
+                self._arrange()
+                self._in_place = True
+                return
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            except BaseException:
+                self._bring_home()
+                raise
+            self._bring_home()
+            self._take_smaller(self.plan.smaller(), reason)
+
+    def _bring_home(self) -> None:
+        """Undo what was placed, and give the device's memory back."""
+        self.undo()
+        for module in chain.from_iterable(roots(self._pipeline).values()):
+            module.to("cpu")
 
     def _arrange(self) -> None:
         leaving_first = sorted(roots(self._pipeline).items(), key=lambda item: item[0] in self.plan.staying)
         accelerated = self.plan.strategy in ("model", "sequential")
         for name, modules in leaving_first:
             if not accelerated or name in ACCELERATE_DOES_NOT_KNOW:
-                self._visitors += [self._visitor(name, module) for module in modules]
+                for module in modules:
+                    self._visitors.append(self._visitor(name, module))
         pipeline = self._pipeline
         if self.plan.strategy == "model":
             pipeline.enable_model_cpu_offload(device=self.device)
@@ -202,9 +242,21 @@ def _weakly(step_back: Callable[[str], None]) -> Callable[[str], None]:
     return call
 
 
+def default_device() -> torch.device:
+    """Where pictures are drawn unless somebody says otherwise: the GPU, a Mac's too, if there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def shares_memory(device: torch.device) -> bool:
+    """Whether a device computes in the host's own memory, so that moving weights to it frees nothing."""
+    return device.type in ("cpu", "mps")
+
+
 def free_memory(device: torch.device, pipeline: CharacterPipelineMixin) -> int:
     """Bytes that a pipeline could use on a device now, what it has there included."""
-    if device.type == "cpu":
+    if shares_memory(device):
         return psutil.virtual_memory().total
     backend = torch.get_device_module(device)
     free, _ = backend.mem_get_info(device)
@@ -216,6 +268,26 @@ def free_memory(device: torch.device, pipeline: CharacterPipelineMixin) -> int:
 
 
 def host_memory() -> int:
-    """Bytes of host memory for weights, what this process holds already included."""
+    """Bytes of host memory for weights, what this process holds already included; a container's limit counts."""
     own = psutil.Process().memory_info()
-    return psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)
+    free = min(psutil.virtual_memory().available, _left_in_container())
+    return free + own.rss - getattr(own, "shared", 0)
+
+
+def _left_in_container(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes until this process's control group, or one above it, is at its limit; its file cache can go."""
+    left = psutil.virtual_memory().total
+    try:
+        names = [line.split("::", 1)[1].strip("/") for line in own.read_text().splitlines() if line.startswith("0::")]
+    except OSError:  # not Linux
+        return left
+    for group in {root, *(above for name in names for above in (root / name, *(root / name).parents))}:
+        try:
+            limit = (group / "memory.max").read_text().strip()
+            counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(counted["file"])
+        except (OSError, KeyError, ValueError):  # no such group, or one without a limit
+            continue
+        if limit != "max":
+            left = min(left, int(limit) - used)
+    return max(left, 0)

@@ -15,6 +15,9 @@ EPS = 1e-6
 """Of the per-head norms. The checkpoint adds it to the root mean square; its square inside the root, which a single
 GPU kernel does, is 1e-6 relative away at a root mean square of one."""
 
+OVERSHOOT = 0.5
+"""How far outside 0 to 1 resizing may leave a mask."""
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of [B, S, H, D] queries to [B, N, H, D] keys and values."""
 
@@ -133,23 +136,31 @@ def _attend_scaled(attend: Attend, scale: Tensor, query: Tensor, key: Tensor, va
     return attend(query, key, value * scale)
 
 
-def region(mask: Tensor, rows: int, columns: int) -> Tensor:
+def region(mask: Tensor, rows: int, columns: int, may_be_empty: bool = False) -> Tensor:
     """A mask at the size of the picture's token grid.
 
     Args:
-        mask: [H, W] or [B, H, W], 1 where the character may be, 0 where not; any size, stretched over the picture.
+        mask: [H, W] or [B, H, W], bool or float, 1 where the character may be, 0 where not; any size, stretched over
+            the picture. What resizing left a little outside of 0 to 1 is clipped.
         rows: of image tokens.
         columns: of image tokens.
+        may_be_empty: whether there may be nothing in the mask.
 
     Returns:
         [1 or B, rows · columns, 1] in float32, each the mean of the mask over its token.
 
     Raises:
-        ValueError: a mask of another shape, or with nothing in it.
+        ValueError: a mask of another shape or of integers, with other values, or with nothing in it.
     """
     if mask.ndim not in (2, 3):
         raise ValueError(f"a region's mask is {list(mask.shape)}; expected [height, width] or [batch, height, width]")
-    if not mask.any():
+    if not (mask.is_floating_point() or mask.dtype == torch.bool):
+        raise ValueError(f"a region's mask is {mask.dtype}; expected bool, or float in 0 to 1: convert it")
+    mask = mask.float()
+    if not (mask.min() >= -OVERSHOOT and mask.max() <= 1 + OVERSHOOT):  # NaN is not, either
+        low, high = mask.min().item(), mask.max().item()
+        raise ValueError(f"a region's mask has values from {low:g} to {high:g}; expected 0 to 1")
+    if not may_be_empty and not (mask > 0).any():
         raise ValueError("a region's mask is empty: paint white where the character may be")
-    mask = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    mask = mask.clamp(0, 1).reshape(-1, 1, *mask.shape[-2:])
     return F.interpolate(mask, (rows, columns), mode="area").flatten(2).transpose(1, 2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import comfy.model_management as management
@@ -18,11 +19,16 @@ from .folding import fold
 from .projector import CharacterProjector
 
 
-def hosted(module: nn.Module) -> Any:
-    """A module as a ``ModelPatcher``: ComfyUI loads, counts and frees its weights."""
-    return comfy.model_patcher.CoreModelPatcher(
-        module, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
-    )
+def hosted(module: nn.Module, in_parts: bool = False) -> Any:
+    """A module as a ``ModelPatcher``: ComfyUI loads, counts and frees its weights.
+
+    Args:
+        module: on the CPU, or on the device already: its weights then leave when ComfyUI needs the room.
+        in_parts: for a module of ComfyUI's layers, which may come and go layer by layer. Any other comes and goes
+            whole, by ComfyUI's static patcher: the one for dynamic VRAM keeps no way back for it.
+    """
+    kind = comfy.model_patcher.CoreModelPatcher if in_parts else comfy.model_patcher.ModelPatcher
+    return kind(module, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
 
 
 def load(patcher: Any, working: int = 0) -> Any:
@@ -49,6 +55,14 @@ def progress() -> Callable[[int, int], None]:
         bar.update_absolute(done, total)
 
     return tell
+
+
+def say(node: Any, text: str) -> None:
+    """Show a text on the running node, of this class, if it runs in a page's graph."""
+    if node.hidden and node.hidden.unique_id:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
 def weight_dtype() -> torch.dtype:
@@ -97,9 +111,19 @@ class HostedAdapter:
     def attention(self, dtype: torch.dtype) -> Any:
         """``ModelPatcher`` of the folded attention of every block, made once for a type of weights."""
         if dtype not in self._attention:
-            linear = comfy.ops.disable_weight_init.Linear
-            self._attention[dtype] = hosted(CharacterBlocks(fold(self.adapter, torch.device("cpu"), dtype, linear)))
+            linear, device = comfy.ops.disable_weight_init.Linear, management.get_torch_device()
+            blocks = fold(self.adapter, torch.device("cpu"), dtype, linear, compute_on=device)
+            self._attention[dtype] = hosted(CharacterBlocks(blocks), in_parts=True)
         return self._attention[dtype]
+
+    @contextmanager
+    def resampling(self) -> Iterator[None]:
+        """Within this block the resampler is on the device, and no longer."""
+        load(self.resampler)
+        try:
+            yield
+        finally:
+            release(self.resampler)
 
     def key_scales(self, query_scales: Tensor) -> list[Tensor]:
         """The scale on each block's keys, [head_dim], for FLUX's query scales, [blocks, head_dim]."""

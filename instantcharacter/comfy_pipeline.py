@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias
 
 import comfy.latent_formats
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .comfy_host import HostedAdapter, HostedCharacter, hosted, load, release
+from .comfy_values import images
 from .memory import GIB, MemoryPlan, Strategy
 from .pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
 from .processor import compute_dtype
@@ -69,7 +73,9 @@ def begin_with(image: Tensor | None, latent: dict | None, denoise: float) -> Sta
     if image is not None and latent is not None:
         raise ValueError("both an image and a latent to begin with: disconnect one")
     if latent is None:
-        return None if image is None else Start(denoise, image=image)
+        return None if image is None else Start(denoise, image=images(image))
+    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
+        raise ValueError(f"latent is a {type(latent).__name__}; expected a LATENT: connect a node's output")
     if "noise_mask" in latent:
         raise ValueError("the Sampler does not inpaint: take InstantCharacter Apply and KSampler for a masked latent")
     samples = latent["samples"]
@@ -90,7 +96,7 @@ class FluxWeights(nn.ModuleList):
 
 
 class HostedPipeline:
-    """A FLUX_PIPE.
+    """A pipeline that ComfyUI gives room to: what is behind a FLUX_PIPE, see :class:`StyledPipeline`.
 
     Args:
         pipeline: on the CPU, its LoRAs loaded.
@@ -111,6 +117,7 @@ class HostedPipeline:
         self._adapter: HostedAdapter | None = None
         self._plan: MemoryPlan | None = None
         self._staying: Any = None
+        self._lora_strength: float | None = None
 
     def draw(
         self,
@@ -121,6 +128,8 @@ class HostedPipeline:
         seed: int,
         start: Start | None = None,
         batch_size: int = 1,
+        *,
+        lora_strength: float = 1.0,
         **settings: Any,
     ) -> Drawing:
         """Draw.
@@ -133,12 +142,14 @@ class HostedPipeline:
             seed: of the noise, which is drawn on the CPU: the same on every machine.
             start: a picture to begin with.
             batch_size: pictures at once; as many as a start has, if it has several.
+            lora_strength: how strongly the LoRAs are applied, if there are any.
             settings: of the library's pipeline.
 
         Raises:
             ValueError: what the pipeline refuses, or a prompt in words where no text encoders were loaded.
         """
         self._arrange(character)
+        self._apply_loras(lora_strength)
         settings |= self._text(prompt)
         pipeline, begin = self._begin(start, steps)
         width, height = size if start is None else start.size
@@ -164,8 +175,9 @@ class HostedPipeline:
         """The character's adapter in FLUX, the weights where the plan has them, and room for what comes beside."""
         adapter = self._adapter if character is None else character.adapter
         if adapter is not self._adapter and adapter is not None:
-            self.pipeline.set_character_adapter(adapter.adapter)
-            self._adapter = adapter
+            self.pipeline.disable_character_offload()  # planned anew below, once ComfyUI has unloaded what it can
+            self.pipeline.set_character_adapter(adapter.adapter, self._device)
+            self.pipeline.adapter_host = self._adapter = adapter
         if self.pipeline._offload is None:  # after the adapter, which would have the weights pinned twice
             self._offload()
         assert self.pipeline._offload is not None
@@ -191,6 +203,13 @@ class HostedPipeline:
         logger.info("InstantCharacter's memory plan is %s", plan)
         if self._compiled:
             self.pipeline.enable_character_compile()
+
+    def _apply_loras(self, strength: float) -> None:
+        """A number in each of their layers: nothing is loaded, planned or, where words do not change, encoded anew."""
+        names = {name for names in self.pipeline.get_list_adapters().values() for name in names}
+        if names and strength != self._lora_strength:
+            self.pipeline.set_adapters(sorted(names), [strength] * len(names))
+            self._lora_strength = strength
 
     def _text(self, prompt: Prompt) -> dict[str, Any]:
         """The pipeline's settings for a prompt; the negative one only where it counts."""
@@ -232,6 +251,48 @@ class HostedPipeline:
             image = start.image[..., :3].movedim(-1, 1)
         strength = (steps - 1e-3) / of_all  # diffusers rounds the steps that it leaves out down
         return other, {"image": image, "num_inference_steps": of_all, "strength": strength}
+
+
+class StyledPipeline(NamedTuple):
+    """A FLUX_PIPE: a pipeline, which others may draw through as well, and how strongly its LoRA counts in this one."""
+
+    hosted: HostedPipeline
+    lora_strength: float = 1.0
+
+    def draw(self, *args: Any, **settings: Any) -> Drawing:
+        """See :meth:`HostedPipeline.draw`."""
+        return self.hosted.draw(*args, lora_strength=self.lora_strength, **settings)
+
+
+class LastPipeline:
+    """The pipeline that was loaded last, and what it was made of: kept for as long as somebody holds this."""
+
+    def __init__(self) -> None:
+        self._made_of: Hashable = None
+        self._pipeline: HostedPipeline | None = None
+
+    def get(self, made_of: Hashable, load: Callable[[], HostedPipeline]) -> HostedPipeline:
+        """The pipeline of these files and settings: the last one, or else one that is loaded once that has gone."""
+        if self._pipeline is None or made_of != self._made_of:
+            self._pipeline = None
+            gc.collect()  # a pipeline that has drawn is part of cycles
+            self._pipeline, self._made_of = load(), made_of
+        return self._pipeline
+
+
+_last: weakref.ref[LastPipeline] | None = None
+
+
+def last_pipeline() -> LastPipeline:
+    """The one that all Load FLUX nodes of a workflow hold, and that goes with them.
+
+    ComfyUI lets go of what a node gave before it runs it with another setting. The node itself it keeps until the
+    workflow has it no more, or memory is freed.
+    """
+    global _last
+    last = (_last and _last()) or LastPipeline()
+    _last = weakref.ref(last)
+    return last
 
 
 class _Watch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,15 +15,29 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from .files import check_file, read_safetensors
+from .files import check_file, read_json, read_safetensors, refuse_code
+from .flux_layout import BLOCKS, OWN, diffusers_layers, own_part, to_diffusers
+from .flux_variants import FLUX_1, INPUT, Shapes, variant
 from .pipeline import InstantCharacterPipeline
 from .single_file import SingleFileModel
+
+logger = logging.getLogger(__name__)
 
 EXPECTED_FLUX = "FLUX.1 in one file (.safetensors in bf16, fp16 or plain fp8, or .gguf), or a diffusers folder"
 EXPECTED_VAE = "FLUX's VAE (ae.safetensors)"
 FP8 = torch.float8_e4m3fn
 HEAD_DIM = 128
 """FLUX's, at any width."""
+KNOWN_BY = {
+    name: (f"{layer}.weight", f"{diffusers_layers(layer)[0]}.weight")
+    for name, layer in {
+        "picture": "img_in",
+        "text": "txt_in",
+        "pooled": "vector_in.in_layer",
+        "guidance": "guidance_in.in_layer",
+    }.items()
+}
+"""The weights that tell a FLUX's sizes, each by its released name and by diffusers'."""
 CLIP_LENGTH, T5_LENGTH = 77, 512
 """Tokens that each text encoder takes."""
 
@@ -74,15 +89,6 @@ VAE = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-NAMES = {
-    "double": ("double_blocks", "transformer_blocks"),
-    "single": ("single_blocks", "single_transformer_blocks"),
-    "picture": ("img_in.weight", "x_embedder.weight"),
-    "text": ("txt_in.weight", "context_embedder.weight"),
-    "pooled": ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight"),
-    "guidance": ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight"),
-}
-"""What a FLUX file is known by, in the released layout and in diffusers'."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +150,42 @@ def store_in_fp8(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> Non
                 parameter.data = parameter.data.to(dtype)
 
 
+def check_folder(folder: Path) -> None:
+    """Look through a diffusers folder before anything in it is loaded.
+
+    Raises:
+        ValueError: it is no FLUX.1, a kind of it that is not read here, or one that brings code of its own, which
+            diffusers below 0.38 would run.
+    """
+    index = read_json(folder / "model_index.json")
+    parts = {name: value for name, value in index.items() if isinstance(value, (list, dict)) or name == "_class_name"}
+    kind = parts.pop("_class_name", None)
+    foreign = [name for name, value in parts.items() if not _of_a_library(value)]
+    if not isinstance(kind, str) or foreign:
+        name = foreign[0] if isinstance(kind, str) else "_class_name"
+        raise ValueError(
+            f"{folder} wants code run that is not diffusers' or transformers' ({name}: {index.get(name)} in "
+            "model_index.json), which it is not: take FLUX.1 from where it was released"
+        )
+    if parts.get("transformer") != ["diffusers", FluxTransformer2DModel.__name__]:
+        raise ValueError(f"{folder} is a {kind}. Expected {EXPECTED_FLUX}.")
+    for name in parts:
+        refuse_code(folder / name)
+    config = read_json(folder / "transformer/config.json")
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise ValueError(f"{folder} is quantised by {method}, which InstantCharacter does not read: {FLUX_1} in GGUF")
+    _check_variant({INPUT[1]: (0, config.get("in_channels", 64))}, folder)
+
+
+def _of_a_library(value: Any) -> bool:
+    """Whether an entry of ``model_index.json`` is ``[library, class]`` of a library that is trusted, or of none."""
+    return isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers", None)
+
+
 def _from_folder(folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> InstantCharacterPipeline:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json. Expected {EXPECTED_FLUX}.")
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    if index.get("transformer", [None, None])[1] != FluxTransformer2DModel.__name__:
-        raise ValueError(f"{folder} is a {index.get('_class_name')}. Expected {EXPECTED_FLUX}.")
+    check_folder(folder)
     return InstantCharacterPipeline.from_pretrained(folder, **parts, torch_dtype=dtype)
 
 
@@ -181,12 +217,18 @@ def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransfor
     settings: dict[str, Any] = {"torch_dtype": dtype}
     if path.suffix == ".gguf":
         settings["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
-        state = _read_gguf(path)
+        whole = _read_gguf(path)
     else:
-        state, _ = read_safetensors(path, EXPECTED_FLUX)
-        if fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
-            settings["torch_dtype"] = FP8
-    return _from_state(FluxTransformer2DModel, state, _flux_config(state, path), path, settings)
+        whole, _ = read_safetensors(path, EXPECTED_FLUX)
+    state = own_part(whole)
+    if len(state) < len(whole):
+        logger.info("%s is a whole checkpoint; of it FLUX alone is read, not its text encoders and VAE", path.name)
+    config = _flux_config(state, path)
+    if fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
+        settings["torch_dtype"] = FP8
+    state = to_diffusers(state, config["attention_head_dim"] * config["num_attention_heads"])
+    _check_keys(state, config, path)
+    return _from_state(FluxTransformer2DModel, state, config, path, settings)
 
 
 def _read_gguf(path: Path) -> Mapping[str, Any]:
@@ -205,7 +247,7 @@ def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
     if "decoder.conv_in.weight" not in state:
         raise ValueError(f"{path} holds {sorted(state)[:3]}. Expected {EXPECTED_VAE}.")
     if state["decoder.conv_in.weight"].shape[0] != VAE["block_out_channels"][-1] and beside.is_file():  # type: ignore[index]
-        config = json.loads(beside.read_text(encoding="utf-8"))
+        config = read_json(beside)
     return _from_state(AutoencoderKL, state, config, path, {"torch_dtype": dtype})
 
 
@@ -221,35 +263,48 @@ def _from_state(model: Any, state: Mapping[str, Any], config: dict, path: Path, 
 
 
 def _flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """FLUX's sizes, read off its weights."""
-    keys = [key.removeprefix("model.diffusion_model.") for key in state]
-    if any("scaled_fp8" in key or key.endswith((".scale_weight", ".weight_scale")) for key in keys):
-        raise ValueError(
-            f"{path} is in scaled fp8, which only ComfyUI's own loaders read: take Load Diffusion Model and "
-            "InstantCharacter Apply, or another file of FLUX"
-        )
-    sizes = {name: _shape(state, key) for name in ("picture", "text", "pooled") for key in NAMES[name] if key in keys}
-    if len(sizes) < 3:
-        raise ValueError(f"{path} holds {sorted(keys)[:3]}. Expected {EXPECTED_FLUX}.")
+    """FLUX's sizes, read off its weights, in the released layout, ComfyUI's or diffusers'."""
+    shapes = {key: list(getattr(tensor, "quant_shape", tensor.shape)) for key, tensor in state.items()}
+    _check_variant(shapes, path)
+    sizes = {kind: next((shapes[key] for key in keys if key in shapes), []) for kind, keys in KNOWN_BY.items()}
+    if not all(len(sizes[kind]) == 2 for kind in ("picture", "text", "pooled")):
+        raise ValueError(f"{path} holds {sorted(state)[:3]}. Expected {EXPECTED_FLUX}.")
     return {
         "_class_name": "FluxTransformer2DModel",
         "in_channels": sizes["picture"][1],
-        "num_layers": _count(keys, NAMES["double"]),
-        "num_single_layers": _count(keys, NAMES["single"]),
+        "num_layers": _count(shapes, "double_blocks"),
+        "num_single_layers": _count(shapes, "single_blocks"),
         "attention_head_dim": HEAD_DIM,
         "num_attention_heads": sizes["picture"][0] // HEAD_DIM,
         "joint_attention_dim": sizes["text"][1],
         "pooled_projection_dim": sizes["pooled"][1],
-        "guidance_embeds": any(key in keys for key in NAMES["guidance"]),
+        "guidance_embeds": bool(sizes["guidance"]),
         "out_channels": 64,
     }
 
 
-def _shape(state: Mapping[str, Any], key: str) -> list[int]:
-    tensor = state[key] if key in state else state[f"model.diffusion_model.{key}"]
-    return list(getattr(tensor, "quant_shape", tensor.shape))
+def _check_variant(shapes: Shapes, path: Path) -> None:
+    """Raise ``ValueError`` for a kind of FLUX, or a form to store it in, that is not read here."""
+    if kind := variant(shapes):
+        raise ValueError(f"{path} is {kind.name}; {kind.advice}")
 
 
-def _count(keys: list[str], names: tuple[str, ...]) -> int:
-    """How many blocks there are of this kind."""
+def _check_keys(state: dict[str, Any], config: dict[str, Any], path: Path) -> None:
+    """Raise ``ValueError`` unless diffusers' keys are all there, and no other of FLUX's own; drop those of others."""
+    with torch.device("meta"):
+        expected = FluxTransformer2DModel.from_config(config).state_dict().keys()
+    own = OWN | {key.split(".")[0] for key in expected}
+    for what, keys in (
+        ("lacks {} weights that FLUX.1 has", [key for key in expected if key not in state]),
+        ("has {} weights that FLUX.1 has not", [k for k in state if k not in expected and k.split(".")[0] in own]),
+    ):
+        if keys:
+            raise ValueError(f"{path} {what.format(len(keys))}, {keys[0]} first. Expected {EXPECTED_FLUX}, whole.")
+    for key in [key for key in state if key not in expected]:
+        del state[key]
+
+
+def _count(keys: Iterable[str], blocks: str) -> int:
+    """How many blocks there are of a kind, which is called by its released name."""
+    names = (blocks, BLOCKS[blocks][0])
     return len({key.split(".")[1] for key in keys if key.split(".")[0] in names})

@@ -51,19 +51,24 @@ class FoldedAttention(nn.Module):
 
 @torch.no_grad()
 def fold(
-    adapter: CharacterAdapter, device: torch.device, dtype: torch.dtype, linear: type[nn.Linear] = nn.Linear
+    adapter: CharacterAdapter,
+    device: torch.device,
+    dtype: torch.dtype,
+    linear: type[nn.Linear] = nn.Linear,
+    compute_on: torch.device | None = None,
 ) -> Iterator[FoldedAttention]:
     """The adapter's attention modules, folded, one block at a time; the adapter stays as it is.
 
-    The products are taken in float32, on the GPU if there is one.
+    The products are taken in float32.
 
     Args:
         adapter: what to fold.
         device: where the folded weights go.
         dtype: what they become.
         linear: see :class:`FoldedAttention`.
+        compute_on: where they are multiplied, ``device`` if not given: a second on a GPU, a minute on a CPU.
     """
-    compute = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute = compute_on or device
     resampler, config = adapter.projector.resampler, adapter.config
     project, norm = (_in_float32(module, compute) for module in (resampler.proj_out, resampler.norm_out))
     columns = torch.cat([project["weight"], project["bias"][:, None]], dim=1)

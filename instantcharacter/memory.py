@@ -5,7 +5,7 @@ them; beside it, each phase has its own weights, for as long as it lasts, and it
 of FLUX's blocks on the GPU as the hungriest phase leaves room for. The others stream, see :mod:`.streaming`, spread so
 that the link to the host is evenly busy: then they cost nothing until the link is the slower of the two.
 
-A plan is arithmetic on sizes; :func:`apply` is what carries it out.
+A plan is arithmetic on sizes; :class:`~instantcharacter.arrangement.Arrangement` carries it out.
 """
 
 from __future__ import annotations
@@ -15,15 +15,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from .streaming import SLOTS
-
-if TYPE_CHECKING:
-    import torch
-
-    from .arrangement import Arrangement
-    from .pipeline import CharacterPipelineMixin
 
 Strategy = Literal["auto", "none", "model", "stream", "sequential"]
 Phase = Literal["text", "picture", "denoise", "decode"]
@@ -326,17 +320,6 @@ def plan(
             'fp8, or try strategy "sequential".'
         )
     return found
-
-
-def apply(plan: MemoryPlan, pipeline: CharacterPipelineMixin, device: torch.device) -> Arrangement:
-    """Carry a plan out: put a pipeline's weights where it has them, and have the others come when they are needed.
-
-    ``model`` and ``sequential`` are diffusers' and accelerate's; the character's encoders and projector, which those do
-    not know, visit the device in every plan in which they do not stay.
-    """
-    from .arrangement import Arrangement  # which is made of plans
-
-    return Arrangement(plan, pipeline, device)
 
 
 def _streaming(empty: MemoryPlan) -> MemoryPlan:

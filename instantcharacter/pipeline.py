@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +19,13 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from .adapter import CharacterAdapter
-from .arrangement import Arrangement, free_memory, host_memory, measure
+from .arrangement import Arrangement, default_device, free_memory, host_memory, measure, shares_memory
 from .attention import Subject, region
 from .character import Character
 from .encoders import CharacterEncoder
-from .memory import DESKTOP, GIB, MemoryPlan, Strategy, apply, plan
-from .processor import attach, attached, detach
-from .reference import BLACK, Fit, Picture, open_picture
+from .memory import DESKTOP, GIB, MemoryPlan, Strategy, plan
+from .processor import attach, attached, check_fits, detach
+from .reference import Fit, Picture, open_mask, open_picture
 from .streaming import lent
 from .versions import warn_if_newer
 
@@ -43,43 +45,64 @@ class CharacterPipelineMixin(_Pipeline):
     Its own settings come on top of the pipeline's; everything else is the pipeline's, which is called, not copied.
     """
 
-    character_adapter: CharacterAdapter | None = None
-    character_encoder: CharacterEncoder | None = None
-    _fingerprint: str | None = None
-    _offload: Offload | None = None
+    _first: CharacterPipelineMixin | None = None
+    """The pipeline that this one shares its state with."""
 
-    def set_character_adapter(self, adapter: CharacterAdapter) -> None:
-        """Put an adapter into the transformer, in its dtype and on its device; set it again if its weights change.
+    def set_character_adapter(self, adapter: CharacterAdapter, device: str | torch.device | None = None) -> None:
+        """Put an adapter into the transformer, in its dtype and where it is; set it again if its weights change.
+
+        Args:
+            adapter: which. One that is refused leaves the one before in its place.
+            device: where it is folded, see :mod:`.folding`; :func:`~instantcharacter.arrangement.default_device` if
+                not given.
 
         Raises:
             ValueError: an adapter for a transformer of another width or number of blocks.
         """
+        check_fits(self.transformer, adapter)
         warn_if_newer("diffusers")
         with self._offload_lifted():
-            attach(self.transformer, adapter)
-            self.character_adapter = adapter
-        self._fingerprint = attached(self.transformer)
-        self._characters = _Recent()
+            attach(self.transformer, adapter, compute_on=torch.device(device or default_device()))
+            self._state.adapter = adapter
+        self._state.fingerprint = attached(self.transformer)
+        self._state.characters = _Recent()
 
     def share_character_adapter(self, other: CharacterPipelineMixin) -> None:
-        """Take over the adapter of a pipeline of the same models, and how they are offloaded."""
-        self.character_adapter = other.character_adapter
-        self._fingerprint = other._fingerprint
-        self._characters, self._prompts = other._characters, other._prompts
-        self._offload = other._offload
+        """Be one with a pipeline of the same models: what either sets, offloads or remembers, both have."""
+        self._first = other._first or other
+        self._state = other._state
 
     def remove_character_adapter(self) -> None:
         """Make this a plain FLUX pipeline again."""
         with self._offload_lifted():
             detach(self.transformer)
-            self.character_adapter = None
-        self._characters = _Recent()
+            self._state.adapter = None
+        self._state.characters = _Recent()
 
     def set_character_encoder(self, encoder: CharacterEncoder | None) -> None:
         """Set what looks at reference pictures; not needed where only :class:`Character` objects are drawn."""
         with self._offload_lifted():
-            self.character_encoder = encoder
-        self._characters = _Recent()
+            self._state.encoder = encoder
+        self._state.characters = _Recent()
+
+    @property
+    def character_adapter(self) -> CharacterAdapter | None:
+        """What :meth:`set_character_adapter` set."""
+        return self._state.adapter
+
+    @property
+    def character_encoder(self) -> CharacterEncoder | None:
+        """What :meth:`set_character_encoder` set."""
+        return self._state.encoder
+
+    @property
+    def adapter_host(self) -> AdapterHost | None:
+        """Who manages the adapter's weights in place of this pipeline's offloading, if anybody does."""
+        return self._state.host
+
+    @adapter_host.setter
+    def adapter_host(self, host: AdapterHost | None) -> None:
+        self._state.host = host
 
     def enable_character_offload(
         self, strategy: Strategy = "auto", vram_gb: float | None = None, device: str | torch.device | None = None
@@ -95,21 +118,37 @@ class CharacterPipelineMixin(_Pipeline):
                 by accelerate: the least memory, and by far the slowest.
             vram_gb: GiB of GPU memory to use at the most; all that is free now, but for what a desktop needs, if not
                 given.
-            device: where to run: the GPU if there is one.
+            device: where to run; :func:`~instantcharacter.arrangement.default_device` if not given. On a Mac, whose
+                GPU computes in host memory, everything stays.
 
         Returns:
             The plan; print it.
 
         Raises:
             ValueError: another strategy, or too little memory for any plan.
+            torch.OutOfMemoryError: not even the smallest plan's weights find room; nothing is offloaded then.
         """
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._lift_offload()
-        free = free_memory(where, self) - (DESKTOP if where.type != "cpu" else 0)
+        where = torch.device(device or default_device())
+        first = self._first or self
+        self.disable_character_offload()
+        free = max(free_memory(where, first) - (0 if shares_memory(where) else DESKTOP), 1)
         vram = free if vram_gb is None else min(free, int(vram_gb * GIB))
-        found = plan(measure(self), vram, host_memory(), strategy=strategy)
-        self._offload = Offload(strategy, vram_gb, where, apply(found, self, where))
-        return found
+        possible = "none" if where.type == "mps" and strategy in ("auto", "stream") else strategy
+        found = plan(measure(first), vram, host_memory(), strategy=possible)
+        arrangement = Arrangement(found, first, where)
+        self._state.offload = Offload(strategy, vram_gb, where, arrangement)
+        return arrangement.plan
+
+    def maybe_free_model_hooks(self) -> None:
+        """As the diffusers pipeline's, which leaves a cycle in the transformer."""
+        super().maybe_free_model_hooks()
+        _forget_empty_hooks(self.transformer)
+
+    def disable_character_offload(self) -> None:
+        """Have the weights stay where they are now, between pictures and while one is drawn."""
+        if self._offload:
+            self._offload.arrangement.undo()
+            self._state.offload = None
 
     def enable_character_compile(self) -> bool:
         """Have torch compile FLUX's blocks, with the character in them, when they first run; see :mod:`.compiling`.
@@ -146,7 +185,7 @@ class CharacterPipelineMixin(_Pipeline):
             with lent(adapter.projector, self._execution_device):
                 return adapter.create_character(features, picture=image)
 
-        return self._characters((hashlib.blake2b(image.tobytes()).digest(), image.size, fit), make)
+        return self._state.characters((hashlib.blake2b(image.tobytes()).digest(), image.size, fit), make)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """As the diffusers pipeline's; recent prompts are remembered, so that other seeds need no text encoder.
@@ -162,8 +201,9 @@ class CharacterPipelineMixin(_Pipeline):
         args, kwargs, given = bound.args, bound.kwargs, bound.arguments
         if any(isinstance(value, Tensor) for value in given.values()):
             return encode(*args, **kwargs)
-        key = (repr(sorted(given.items())), str(self._execution_device), _lora_state(self.text_encoder))
-        return self._prompts(key, lambda: encode(*args, **kwargs))
+        encoders = (self.text_encoder, self.text_encoder_2)
+        key = (repr(sorted(given.items())), str(self._execution_device), *map(_identity, encoders))
+        return self._state.prompts(key, lambda: encode(*args, **kwargs))
 
     def __call__(
         self,
@@ -197,18 +237,23 @@ class CharacterPipelineMixin(_Pipeline):
             raise ValueError(
                 f"subject_start {subject_start} and subject_end {subject_end}; expected 0 ≤ start ≤ end ≤ 1"
             )
+        if kwargs.get("num_images_per_prompt", 1) is None:  # diffusers allows it, and multiplies by it
+            del kwargs["num_images_per_prompt"]
         subjects = [
             _Part(self._character(picture, subject_fit), scale, mask)
             for picture, scale, mask in _cast(subject_image, subject_scale, subject_mask)
             if scale != 0
         ]
         drawing = self._drawing(subjects, subject_start, subject_end) if subjects else nullcontext()
-        with drawing:
-            return self._planned(super().__call__, args, kwargs)
+        try:
+            with drawing:
+                return self._planned(super().__call__, args, kwargs)
+        finally:
+            _forget_empty_hooks(self.transformer)
 
     def _adapter(self) -> CharacterAdapter:
         """The adapter, which the transformer still carries: other pipelines may have set theirs in it."""
-        if self.character_adapter is None or attached(self.transformer) != self._fingerprint:
+        if self.character_adapter is None or attached(self.transformer) != self._state.fingerprint:
             raise ValueError(
                 "this pipeline's transformer does not carry its character adapter: call set_character_adapter"
             )
@@ -218,7 +263,7 @@ class CharacterPipelineMixin(_Pipeline):
         if not isinstance(picture, Character):
             return self.create_character(picture, fit)
         self._adapter()
-        picture.check_made_by(self._fingerprint)
+        picture.check_made_by(self._state.fingerprint)
         return picture
 
     @contextmanager
@@ -250,18 +295,21 @@ class CharacterPipelineMixin(_Pipeline):
         for character, scale, mask in subjects:
             where = None if mask is None else _region(mask, positions).to(latents)
             at = [timesteps[i] for i in drawn]
-            tokens = character.tokens(self._adapter().projector, at, latents.device, latents.dtype)
+            what = (self._adapter().projector, at, latents.device, latents.dtype)
+            host = self.adapter_host if character.missing(*what) else None
+            with host.resampling() if host else nullcontext():
+                tokens = character.tokens(*what)
             for step, step_tokens in zip(drawn, tokens):
                 schedule[step].append(Subject(step_tokens, torch.tensor(scale), where))
         return schedule
 
     @cached_property
-    def _characters(self) -> _Recent[Character]:
-        return _Recent()
+    def _state(self) -> _State:
+        return _State()
 
-    @cached_property
-    def _prompts(self) -> _Recent[tuple[Tensor, ...]]:
-        return _Recent()
+    @property
+    def _offload(self) -> Offload | None:
+        return self._state.offload
 
     @property
     def _execution_device(self) -> torch.device:
@@ -273,11 +321,11 @@ class CharacterPipelineMixin(_Pipeline):
             return draw(*args, **kwargs)
         given = inspect.signature(draw).bind(*args, **kwargs).arguments
         default = self.default_sample_size * self.vae_scale_factor
-        prompts = given["prompt"] if isinstance(given.get("prompt"), list) else given.get("prompt_embeds", [None])
+        prompts = given["prompt"] if isinstance(given.get("prompt"), list) else given.get("prompt_embeds")
         arrangement = self._offload.arrangement
         arrangement.begin(
             (given.get("width") or default, given.get("height") or default),
-            len(prompts) * given.get("num_images_per_prompt", 1),
+            (1 if prompts is None else len(prompts)) * given.get("num_images_per_prompt", 1),
         )
         if arrangement.steps_back_alone:
             return draw(*args, **kwargs)
@@ -297,7 +345,7 @@ class CharacterPipelineMixin(_Pipeline):
     def _offload_lifted(self) -> Iterator[None]:
         """Within this block the pipeline's models may be changed; afterwards they are offloaded as before."""
         before = self._offload
-        self._lift_offload()
+        self.disable_character_offload()
         try:
             yield
         finally:
@@ -307,13 +355,8 @@ class CharacterPipelineMixin(_Pipeline):
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As the diffusers pipeline's; it ends the offload of :meth:`enable_character_offload`."""
         if self._offload and self._offload.arrangement.steps_back_alone:
-            self._lift_offload()
+            self.disable_character_offload()
         return super().to(*args, **kwargs)
-
-    def _lift_offload(self) -> None:
-        if self._offload:
-            self._offload.arrangement.undo()
-            self._offload = None
 
     @property
     def _first_step(self) -> int:
@@ -330,6 +373,7 @@ def _lifting(name: str) -> Callable:
     """A method of the diffusers pipeline's that changes models, made to work while they are offloaded."""
 
     def change(self: CharacterPipelineMixin, *args: Any, **kwargs: Any) -> Any:
+        self._state.prompts = _Recent()
         with self._offload_lifted():
             return getattr(super(CharacterPipelineMixin, self), name)(*args, **kwargs)
 
@@ -361,6 +405,13 @@ class Offload(NamedTuple):
     arrangement: Arrangement
 
 
+class AdapterHost(Protocol):
+    """Who manages an adapter's weights in place of a pipeline's offloading."""
+
+    def resampling(self) -> AbstractContextManager[Any]:
+        """Within this block, the adapter's resampler is on the device."""
+
+
 class _Recent(Generic[Made]):
     """What was made lately, of what it was made of."""
 
@@ -374,6 +425,19 @@ class _Recent(Generic[Made]):
         while len(self._kept) > RECENT:
             self._kept.popitem(last=False)
         return self._kept[key]
+
+
+@dataclass(eq=False)
+class _State:
+    """What pipelines of the same models share."""
+
+    adapter: CharacterAdapter | None = None
+    encoder: CharacterEncoder | None = None
+    host: AdapterHost | None = None
+    fingerprint: str | None = None
+    offload: Offload | None = None
+    characters: _Recent[Character] = field(default_factory=_Recent)
+    prompts: _Recent[tuple[Tensor, ...]] = field(default_factory=_Recent)
 
 
 class _Part(NamedTuple):
@@ -405,17 +469,28 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
-def _lora_state(text_encoder: nn.Module | None) -> str:
-    """Which LoRAs are in a text encoder, and how strongly."""
+def _identity(text_encoder: Any) -> tuple:
+    """Which text encoder it is, in which dtype, and how strong its LoRAs are."""
     if text_encoder is None:
-        return ""
+        return ()
     layers = [module for module in text_encoder.modules() if hasattr(module, "lora_A")]
-    return repr([(id(m), m.active_adapters, m.scaling, m.disable_adapters, m.merged) for m in layers])
+    loras = [(m.active_adapters, m.scaling, m.disable_adapters, m.merged) for m in layers]
+    return weakref.ref(text_encoder), text_encoder.dtype, repr(loras)
+
+
+def _forget_empty_hooks(transformer: nn.Module) -> None:
+    """Break the cycle that diffusers leaves in a transformer that it drew with.
+
+    Gigabytes would stay until Python collects what is in cycles.
+    """
+    registry = getattr(transformer, "_diffusers_hook", None)
+    if registry is not None and not registry.hooks:
+        del transformer._diffusers_hook
 
 
 def _region(mask: Picture, positions: Tensor) -> Tensor:
     """A mask over FLUX's image tokens, whose ``positions`` [..., S, 3] end in row and column."""
-    white = np.asarray(open_picture(mask, BLACK).convert("L"), dtype=np.float32) / 255
+    white = np.asarray(open_mask(mask), dtype=np.float32) / 255
     rows, columns = (int(positions[..., axis].max()) + 1 for axis in (1, 2))
     return region(torch.from_numpy(white), rows, columns)
 

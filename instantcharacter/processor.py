@@ -132,27 +132,32 @@ class LearningAttention(nn.Module):
         return self.attention(query, tokens, self.query_scale, attend)
 
 
-def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folded: bool = True) -> None:
+def attach(
+    transformer: FluxTransformer2DModel,
+    adapter: CharacterAdapter,
+    folded: bool = True,
+    compute_on: torch.device | None = None,
+) -> None:
     """Put the adapter's attention into every block of a FLUX transformer, in place of one there before.
+
+    The one before stays if this one is refused.
 
     Args:
         transformer: FLUX; its device is taken, and the dtype that it computes in.
         adapter: whose attention.
         folded: for drawing: a folded copy, for folded tokens; it does not follow what happens to the adapter.
             Otherwise, for training, the adapter's own modules, for unfolded tokens.
+        compute_on: where it is folded, see :func:`~instantcharacter.folding.fold`.
 
     Raises:
         ValueError: a transformer of another width, with other heads, or with another number of blocks; one whose
             weights are offloaded already; or one with an IP-Adapter.
     """
-    detach(transformer)
-    _check_fits(transformer, adapter)
-    processors = transformer.attn_processors
-    if any(isinstance(processor, nn.Module) for processor in processors.values()):
-        raise ValueError("the transformer carries another adapter in its attention (an IP-Adapter?): unload it first")
+    check_fits(transformer, adapter)
+    processors = _own_processors(transformer)
     scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in processors]
     attentions = (
-        _folded(adapter, scales, compute_dtype(transformer))
+        _folded(adapter, scales, compute_dtype(transformer), compute_on)
         if folded
         else map(LearningAttention, adapter.attention, scales)
     )
@@ -165,9 +170,11 @@ def attach(transformer: FluxTransformer2DModel, adapter: CharacterAdapter, folde
     )
 
 
-def _folded(adapter: CharacterAdapter, query_scales: list[Tensor], dtype: torch.dtype) -> Iterator[DrawingAttention]:
+def _folded(
+    adapter: CharacterAdapter, query_scales: list[Tensor], dtype: torch.dtype, compute_on: torch.device | None
+) -> Iterator[DrawingAttention]:
     device = query_scales[0].device
-    blocks = zip(fold(adapter, device, dtype), adapter.attention, query_scales, strict=True)
+    blocks = zip(fold(adapter, device, dtype, compute_on=compute_on), adapter.attention, query_scales, strict=True)
     for folded, attention, query_scale in blocks:
         key_scale = attention.key_scale(query_scale.to(attention.norm_ip_q.scale.device))
         yield DrawingAttention(folded, key_scale.to(device, dtype)).requires_grad_(False)
@@ -175,10 +182,13 @@ def _folded(adapter: CharacterAdapter, query_scales: list[Tensor], dtype: torch.
 
 def detach(transformer: FluxTransformer2DModel) -> None:
     """Give a transformer back the attention processors it had before :func:`attach`."""
+    transformer.set_attn_processor(_own_processors(transformer))
+
+
+def _own_processors(transformer: FluxTransformer2DModel) -> dict[str, Any]:
+    """The processors without an adapter's of ours around them."""
     processors = transformer.attn_processors
-    transformer.set_attn_processor(
-        {name: p.inner if isinstance(p, CharacterAttnProcessor) else p for name, p in processors.items()}
-    )
+    return {name: p.inner if isinstance(p, CharacterAttnProcessor) else p for name, p in processors.items()}
 
 
 def attached(transformer: FluxTransformer2DModel) -> str | None:
@@ -187,7 +197,10 @@ def attached(transformer: FluxTransformer2DModel) -> str | None:
     return first.fingerprint if isinstance(first, CharacterAttnProcessor) else None
 
 
-def _check_fits(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> None:
+def check_fits(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> None:
+    """Raise ``ValueError`` unless an adapter can be attached to a transformer."""
+    if any(isinstance(processor, nn.Module) for processor in _own_processors(transformer).values()):
+        raise ValueError("the transformer carries another adapter in its attention (an IP-Adapter?): unload it first")
     config, heads = adapter.config, transformer.config.num_attention_heads
     for what, found, expected in (
         ("width", heads * transformer.config.attention_head_dim, config.attention_dim),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Fit = Literal["pad", "stretch"]
+Keep = Literal["auto", "white", "black"]
+KEEP: tuple[Keep, ...] = get_args(Keep)
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
 
 Colour = tuple[int, int, int]
@@ -18,6 +20,12 @@ BLACK: Colour = (0, 0, 0)
 VIEW = 384
 """Side in pixels of what the encoders see at once."""
 THUMBNAIL = 256
+LARGEST = 4096
+"""Pixels of a picture's longer side before it becomes a square; larger ones are shrunk, however thin they are."""
+OVERSHOOT = 0.5
+"""How far outside 0 to 1 a resized float picture may lie; a picture in 0 to 255 lies further."""
+KEEPS = 128
+"""What a mask has to be, of 255, to keep a pixel."""
 
 
 def open_picture(picture: Picture, ground: Colour = WHITE) -> Image.Image:
@@ -25,7 +33,8 @@ def open_picture(picture: Picture, ground: Colour = WHITE) -> Image.Image:
 
     Args:
         picture: a path; a PIL image of any mode; or an array or tensor of one picture, [H, W], [H, W, C] or
-            [C, H, W] with 1, 3 or 4 channels, a leading 1 allowed, of bool, uint8, uint16, or float in [0, 1].
+            [C, H, W] with 1, 3 or 4 channels, a leading 1 allowed, of bool, uint8, uint16, or float in [0, 1]. What
+            resizing left a little outside of it is clipped.
         ground: the colour behind what is transparent.
 
     Returns:
@@ -44,31 +53,93 @@ def open_picture(picture: Picture, ground: Colour = WHITE) -> Image.Image:
     return image.convert("RGB")
 
 
+def prepare_reference(
+    picture: Picture, mask: Picture | None = None, margin: float = 0.05, fit: Fit = "pad", keep: Keep = "white"
+) -> tuple[Image.Image, str]:
+    """A reference picture as the encoders see it best: the character alone, on white, in a square.
+
+    Args:
+        picture: see :func:`open_picture`.
+        mask: what of it the character is, stretched over the picture if it has another size.
+        margin: see :func:`cut_out`.
+        fit: how the picture becomes a square where nothing is cut out, see :func:`to_square`.
+        keep: which side of the mask the character is, see :func:`character_side`.
+
+    Returns:
+        The square, and a sentence that says what was kept of the picture.
+
+    Raises:
+        ValueError: not a picture or a mask, or a mask that keeps nothing where ``keep`` names its side.
+    """
+    image = open_picture(picture)
+    if mask is None:
+        return to_square(image, fit), "kept the whole picture"
+    alpha = _open_mask(mask, image.size)
+    side = character_side(image, alpha, keep)
+    if side == "black":
+        alpha = ImageOps.invert(alpha)
+    values = np.asarray(alpha)
+    if values.min() == 255 or (keep == "auto" and values.max() < KEEPS):
+        return to_square(image, fit), "kept the whole picture: nothing of it is masked"
+    square = cut_out(image, alpha, margin)
+    return square, f"kept what is {side} in the mask, {np.mean(values >= KEEPS):.0%} of the picture"
+
+
+def character_side(image: Image.Image, mask: Image.Image, keep: Keep = "auto") -> Literal["white", "black"]:
+    """Which side of a mask the character is.
+
+    A mask that is painted over the character has it in white; one that ComfyUI makes of a transparent picture has the
+    transparent part in white. ``"auto"`` tells them apart: a transparent part has one colour, and the ground lies along
+    the picture's edge rather than in its middle.
+
+    Args:
+        image: RGB.
+        mask: of the same size, mode L.
+        keep: ``"white"`` or ``"black"``: as it says; ``"auto"``: white, unless white looks like the ground.
+
+    Raises:
+        ValueError: another ``keep``.
+    """
+    if keep not in KEEP:
+        raise ValueError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
+    if keep != "auto":
+        return keep
+    white, pixels = np.asarray(mask) >= KEEPS, np.asarray(image)
+    white_is_flat, black_is_flat = _is_flat(pixels[white]), _is_flat(pixels[~white])
+    if white_is_flat != black_is_flat:
+        return "black" if white_is_flat else "white"
+    rows, columns = white.shape
+    middle = white[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4].mean()
+    edge = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]]).mean()
+    return "black" if edge > max(middle, 0.5) else "white"
+
+
 def cut_out(picture: Picture, mask: Picture, margin: float = 0.05) -> Image.Image:
     """The masked part of a picture, on white, in a square with a margin around it.
 
     Args:
         picture: see :func:`open_picture`.
-        mask: of the same size; white keeps, black and transparent take away, grey blends.
+        mask: white keeps, black and transparent take away, grey blends; stretched over the picture if it has another
+            size.
         margin: white added on each side, as a fraction of the longer side of the mask's box, 0 to 1.
 
     Raises:
-        ValueError: a mask of another size, a mask with nothing in it, or a margin out of its range.
+        ValueError: a mask with nothing in it, or a margin out of its range.
     """
-    image, alpha = open_picture(picture), open_picture(mask, BLACK).convert("L")
-    if image.size != alpha.size:
-        raise ValueError(f"the mask is {_size(alpha)}, the picture {_size(image)}; they must be of one size")
+    image = open_picture(picture)
+    alpha = _open_mask(mask, image.size)
     if not 0 <= margin <= 1:
         raise ValueError(f"margin is {margin}; expected 0 to 1")
-    box = alpha.point(lambda value: 255 if value >= 128 else 0).getbbox()
+    box = alpha.point(lambda value: 255 if value >= KEEPS else 0).getbbox()
     if box is None:
         raise ValueError("the mask is empty: paint the character white in it")
     cut = Image.composite(image, Image.new("RGB", image.size, WHITE), alpha).crop(box)
-    return ImageOps.expand(to_square(cut), round(margin * max(cut.size)), WHITE)
+    square = to_square(cut)
+    return ImageOps.expand(square, round(margin * square.width), WHITE)
 
 
 def to_square(image: Image.Image, fit: Fit = "pad") -> Image.Image:
-    """A square with the picture's longer side.
+    """A square with the picture's longer side, of at most :data:`LARGEST` pixels.
 
     Args:
         image: RGB.
@@ -78,7 +149,9 @@ def to_square(image: Image.Image, fit: Fit = "pad") -> Image.Image:
     Raises:
         ValueError: another ``fit``.
     """
-    side = max(image.size)
+    if (side := max(image.size)) > LARGEST:
+        width, height = (max(round(length * LARGEST / side), 1) for length in image.size)
+        image, side = image.resize((width, height)), LARGEST
     if fit == "stretch":
         return image.resize((side, side))
     if fit != "pad":
@@ -96,6 +169,21 @@ def views(square: Image.Image) -> tuple[list[Image.Image], list[Image.Image]]:
     high = square.resize((2 * VIEW, 2 * VIEW))
     corners = [(x, y) for y in (0, VIEW) for x in (0, VIEW)]
     return [square.resize((VIEW, VIEW))], [high.crop((x, y, x + VIEW, y + VIEW)) for x, y in corners]
+
+
+def open_mask(mask: Picture) -> Image.Image:
+    """A mask as 8-bit grey: white where something may be; what is transparent is black.
+
+    Args:
+        mask: see :func:`open_picture`.
+
+    Raises:
+        ValueError: not a picture, or 0 and 1 in uint8, which as a picture is black.
+    """
+    alpha = open_picture(mask, BLACK).convert("L")
+    if np.asarray(alpha).max() == 1 and str(getattr(mask, "dtype", "")).endswith("uint8"):
+        raise ValueError("the mask has values of 0 and 1 in uint8; expected 0 to 255: convert it to bool")
+    return alpha
 
 
 def thumbnail(picture: Picture) -> Image.Image:
@@ -123,7 +211,12 @@ def _open(picture: Picture) -> Image.Image:
     if not min(image.size):
         raise ValueError(f"the picture is empty: {_size(image)} pixels")
     image = ImageOps.exif_transpose(image)
-    return _from_array(np.asarray(image)) if image.mode.startswith(("I", "F")) else image
+    if image.mode.startswith("I"):  # a file of 16 bits
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"the picture's values run from {values.min()} to {values.max()}; expected 0 to 65535")
+        return _from_array(values.astype(np.uint16))
+    return _from_array(np.asarray(image)) if image.mode.startswith("F") else image
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -144,14 +237,28 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    if np.issubdtype(array.dtype, np.integer):
-        if array.min() < 0 or array.max() > 65535:
-            raise ValueError(f"{array.dtype} values run from {array.min()} to {array.max()}; expected 0 to 65535")
+    if array.dtype == np.uint16:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    # NaN fails this comparison too; resizing in float leaves values a hair outside.
-    if not (np.issubdtype(array.dtype, np.floating) and array.min() >= -0.01 and array.max() <= 1.01):
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"a picture of {array.dtype}; expected uint8, uint16, bool, or float in 0 to 1: convert it")
+    if not (array.min() >= -OVERSHOOT and array.max() <= 1 + OVERSHOOT):  # NaN is not, either
         raise ValueError(f"{array.dtype} values run from {array.min()} to {array.max()}; expected float in 0 to 1")
     return (array.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _open_mask(mask: Picture, size: tuple[int, int]) -> Image.Image:
+    """A mask stretched over a picture of this size."""
+    alpha = open_mask(mask)
+    return alpha if alpha.size == size else alpha.resize(size, Image.Resampling.BILINEAR)
+
+
+def _is_flat(pixels: np.ndarray) -> bool:
+    """Whether nearly all of these pixels, [N, 3], have one colour."""
+    if not len(pixels):
+        return False
+    pixels = pixels[:: -(-len(pixels) // 10_000)]
+    off = np.abs(pixels - np.median(pixels, axis=0)).max(axis=1)
+    return bool((off <= 8).mean() >= 0.95)
 
 
 def _size(image: Image.Image) -> str:

@@ -13,7 +13,11 @@ import transformers
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .files import read_safetensors
+from .files import read_safetensors, refuse_code
+from .scaled_weights import check_forms, dequantised
+
+WITHOUT_WEIGHTS = (".position_ids", "encoder.embed_tokens.weight")
+"""What older files hold in a model's own part beside its weights: numbers from 0 on, and T5's ``shared`` once more."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,11 @@ class SingleFileModel:
             OSError: a folder or hub id without one.
         """
         if Path(source).suffix != ".safetensors":
+            refuse_code(source)
             return self.config.from_pretrained(source)
         path, released = Path(source), self.config(**self.released)
         weight, side, setting = self.telling
-        width = self._read(path)[self.prefix + weight].shape[side]
+        width = self._own_part(path)[self.prefix + weight].shape[side]
         if width == getattr(released, setting):
             return released
         if not (path.parent / "config.json").is_file():
@@ -64,13 +69,15 @@ class SingleFileModel:
         return self.config.from_pretrained(path.parent)
 
     def load(self, source: str | Path, config: PretrainedConfig, dtype: torch.dtype) -> Any:
-        """The model, complete or not at all.
+        """The model, complete or not at all; weights with a scale beside them are dequantised.
 
         Raises:
-            ValueError: weights that are missing or of other sizes.
+            ValueError: weights that are missing or of other sizes, that the model does not have, or in a form that
+                only ComfyUI reads.
         """
-        if Path(source).suffix == ".safetensors":
-            arguments: dict[str, Any] = {"pretrained_model_name_or_path": None, "state_dict": self._read(Path(source))}
+        if (path := Path(source)).suffix == ".safetensors":
+            state = dequantised(self._own_part(path), dtype, path)
+            arguments: dict[str, Any] = {"pretrained_model_name_or_path": None, "state_dict": state}
         else:
             arguments = {"pretrained_model_name_or_path": source}
         try:
@@ -82,17 +89,27 @@ class SingleFileModel:
             raise ValueError(f"{source} does not fit {self.expected}: {error}") from error
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{source} lacks {len(missing)} weights, {missing[0]} first; expected {self.expected}")
+        if unused := sorted(key for key in report["unexpected_keys"] if self._counts(key)):
+            raise ValueError(
+                f"{source} has {len(unused)} weights that {self.name} has no place for, {unused[0]} first; expected "
+                f"{self.expected}"
+            )
         return model
 
-    def _read(self, path: Path) -> dict[str, Tensor]:
+    def _own_part(self, path: Path) -> dict[str, Tensor]:
         """The model's own weights in a file, under a hub file's keys, whatever else the file holds."""
-        tensors, _ = read_safetensors(path, self.expected)
+        tensors, metadata = read_safetensors(path, self.expected)
         towers = tuple(self.prefix + tower for tower in self.towers)
         keyed = {self.prefix + key.removeprefix(self.prefix): tensor for key, tensor in tensors.items()}
         state = {key: tensor for key, tensor in keyed.items() if key.startswith(towers)}
         if self.prefix + self.telling[0] not in state:
             raise ValueError(f"{path} holds {sorted(tensors)[:3]}, not {self.expected}")
+        check_forms(state, metadata, path)
         return state
+
+    def _counts(self, key: str) -> bool:
+        """Whether a weight that the model has no place for is one of its own towers'."""
+        return key.removeprefix(self.prefix).startswith(self.towers) and not key.endswith(WITHOUT_WEIGHTS)
 
 
 @contextmanager

@@ -69,6 +69,9 @@ class Visitor:
         stays: whether all that does not stream is on the device for good.
         pinned: see :class:`HostWeights`.
         make_room: called if the device is out of memory, with what torch said of it; then the module is called again.
+
+    Raises:
+        torch.OutOfMemoryError: what stays does not fit on the device; the module is then left alone.
     """
 
     visiting: ClassVar[WeakSet[nn.Module]] = WeakSet()
@@ -86,7 +89,6 @@ class Visitor:
         self._device = device
         self._make_room = make_room
         self._before = vars(module).get("forward")
-        self._blocks = StreamedBlocks(streamed, device, pinned)
         in_blocks = set(chain.from_iterable(map(_tensors, streamed)))
         rest = [tensor for tensor in _tensors(module) if tensor not in in_blocks]
         HostWeights.forget(part for part in module.modules() if part not in streamed and (stays or part is not module))
@@ -94,6 +96,7 @@ class Visitor:
             for tensor in rest:
                 tensor.data = tensor.data.to(device)
         self._rest = None if stays else HostWeights.of(module, rest, pinned)
+        self._blocks = StreamedBlocks(streamed, device, pinned)
         forward = partial(self._run)
         forward.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
         module.forward = forward
@@ -111,8 +114,8 @@ class Visitor:
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self._module()
         forward = self._before or partial(type(module).forward, module)
-        args, kwargs = send_to_device((args, kwargs), self._device)
         try:
+            args, kwargs = send_to_device((args, kwargs), self._device)
             with self._present(), self._blocks.running():
                 return forward(*args, **kwargs)
         except torch.OutOfMemoryError as error:
@@ -140,13 +143,15 @@ class StreamedBlocks:
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device, pinned: bool) -> None:
         self._device = device
-        self._backend = torch.get_device_module(device)
-        self._copying = self._backend.Stream()
         self._weights = [HostWeights.of(block, list(_tensors(block)), pinned) for block in blocks]
         self._slots: list[Tensor] = []
         self._holds: list[int | None] = []
-        self._filled = [self._backend.Event() for _ in range(SLOTS)]
         self._handles: list[RemovableHandle] = []
+        if not blocks:  # a device without streams can do without
+            return
+        self._backend = torch.get_device_module(device)
+        self._copying = self._backend.Stream(device)
+        self._filled = [self._backend.Event() for _ in range(SLOTS)]
         for i, block in enumerate(blocks):
             self._handles += [
                 block.register_forward_pre_hook(partial(self._enter, i)),
@@ -172,13 +177,13 @@ class StreamedBlocks:
                 self._fill(i)
             yield
         finally:
-            self._backend.current_stream().wait_stream(self._copying)
+            self._backend.current_stream(self._device).wait_stream(self._copying)
             self._slots = []
 
     def _enter(self, i: int, *_: Any) -> None:
         if self._holds[i % SLOTS] != i:
             self._fill(i)
-        self._filled[i % SLOTS].wait(self._backend.current_stream())
+        self._filled[i % SLOTS].wait(self._backend.current_stream(self._device))
         self._weights[i].bind(self._slots[i % SLOTS])
 
     def _leave(self, i: int, *_: Any) -> None:
@@ -188,7 +193,7 @@ class StreamedBlocks:
 
     def _fill(self, i: int) -> None:
         """Copy a block's weights into its slot, as soon as what was computed from there is done."""
-        self._copying.wait_stream(self._backend.current_stream())
+        self._copying.wait_stream(self._backend.current_stream(self._device))
         with self._backend.stream(self._copying):
             self._weights[i].copy_to(self._slots[i % SLOTS])
             self._filled[i % SLOTS].record(self._copying)
@@ -265,8 +270,24 @@ def pin(memory: Tensor) -> None:
     runtime, address = torch.cuda.cudart(), memory.data_ptr()
     if int(runtime.cudaHostRegister(address, memory.nbytes, 0)):
         logger.warning("%.2f GiB of host memory cannot be pinned: streaming is slower", memory.nbytes / 2**30)
+        _forget_cuda_error()
     else:
-        weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address)
+        weakref.finalize(memory.untyped_storage(), _unpin, runtime, address)
+
+
+def _unpin(runtime: Any, address: int) -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # the GPU may still copy from there
+    if int(runtime.cudaHostUnregister(address)):
+        _forget_cuda_error()
+
+
+def _forget_cuda_error() -> None:
+    """CUDA keeps the error of a failed call, and torch raises it at the next kernel: here, where it is expected."""
+    try:
+        torch.zeros(1, device="cuda")
+    except RuntimeError:
+        logger.debug("CUDA's error is taken", exc_info=True)
 
 
 def _tensors(module: nn.Module) -> Iterable[Tensor]:

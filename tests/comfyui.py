@@ -139,15 +139,18 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Server]:
+def serving(folder: Path, *arguments: str, cpu: bool = True) -> Iterator[Server]:
     """ComfyUI on a base directory of its own, with this pack and the tests' nodes in it."""
     comfyui = find_comfyui()
     assert comfyui is not None
     nodes = folder / "custom_nodes"
     nodes.mkdir(parents=True, exist_ok=True)
     for name, target in ((NAME, PACK), (TEST_NODES.name, TEST_NODES), ("ComfyUI-GGUF", gguf_pack())):
-        if target and not (nodes / name).exists():
-            (nodes / name).symlink_to(target)
+        link = nodes / name
+        if link.is_symlink():
+            link.unlink()  # a folder that outlives its server may link to what is gone
+        if target and not link.exists():
+            link.symlink_to(target)
     for name in ("user", "input", "output", "temp"):
         (folder / name).mkdir(exist_ok=True)
     with socket.socket() as free:
@@ -155,7 +158,8 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
         port = free.getsockname()[1]
     log = folder / "comfyui.log"
     command = [
-        *(comfyui_python(comfyui), comfyui / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)),
+        *(comfyui_python(comfyui), comfyui / "main.py", "--listen", "127.0.0.1", "--port", str(port)),
+        *(["--cpu"] if cpu else []),
         *("--base-directory", folder, "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments),
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -167,7 +171,22 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def with_tiny_text_encoder(prompt: dict) -> dict:
+    """A prompt with ComfyUI's text encoders replaced by the tests' one."""
+    for key in [key for key, node in prompt.items() if node["class_type"] == "DualCLIPLoader"]:
+        del prompt[key]
+    for node in prompt.values():
+        if node["class_type"] == "CLIPTextEncode":
+            node["class_type"] = "TestTextEncode"
+            del node["inputs"]["clip"]
+    return prompt
 
 
 def gguf_pack() -> Path | None:

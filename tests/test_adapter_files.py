@@ -221,3 +221,22 @@ def test_fingerprint_is_the_same_in_bfloat16_and_from_a_file(path, adapter):
 
 def test_fingerprint_tells_adapters_apart():
     assert recorded.adapter(seed=1).fingerprint() != recorded.adapter(seed=2).fingerprint()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fingerprint_of_a_file_is_kept_in_any_dtype(path, tmp_path, dtype):
+    """A card without bfloat16 has the adapter in float16: its characters are the same ones."""
+    loaded = CharacterAdapter.from_file(path, CONFIG, dtype=dtype)
+    fingerprint = CharacterAdapter.from_file(path, CONFIG).fingerprint()
+    assert loaded.fingerprint() == fingerprint
+    loaded.save(tmp_path / "copy.safetensors")
+    copy = CharacterAdapter.from_file(tmp_path / "copy.safetensors")
+    assert copy.fingerprint() == copy.float().fingerprint() == fingerprint
+
+
+def test_weights_that_were_changed_have_another_fingerprint(path):
+    loaded = CharacterAdapter.from_file(path, CONFIG)
+    fingerprint = loaded.fingerprint()
+    with torch.no_grad():
+        loaded.projector.proj.fc1.weight[0, 0] += 1
+    assert loaded.fingerprint() != fingerprint

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops
 API = comfyui.PACK / "workflows/api"
 TINY = {"width": 256, "height": 256, "steps": 3, "num_inference_steps": 3}
 """Settings that every workflow is run with."""
+PREPARE = "InstantCharacterPrepareReference"
 
 pytestmark = [
     pytest.mark.skipif(bool(comfyui.why_not()), reason=str(comfyui.why_not())),
@@ -49,18 +50,7 @@ def workflow(name: str, **changes: object) -> dict:
         if node["class_type"] == "MaskComposite":
             inputs["x"] = inputs["x"] * TINY["width"] // 1024
         inputs |= settings.get(node["class_type"], {})
-    return with_tiny_text_encoder(prompt)
-
-
-def with_tiny_text_encoder(prompt: dict) -> dict:
-    """ComfyUI's text encoders replaced by the tests' one."""
-    for key in [key for key, node in prompt.items() if node["class_type"] == "DualCLIPLoader"]:
-        del prompt[key]
-    for node in prompt.values():
-        if node["class_type"] == "CLIPTextEncode":
-            node["class_type"] = "TestTextEncode"
-            del node["inputs"]["clip"]
-    return prompt
+    return comfyui.with_tiny_text_encoder(prompt)
 
 
 def only(prompt: dict, name: str) -> dict:
@@ -101,6 +91,39 @@ def test_the_toy_lora_changes_what_the_toy_flux_draws(server):
     assert drawn(server, styled).tobytes() != drawn(server, workflow("toy")).tobytes()
 
 
+def alive(server: Server, name: str) -> int:
+    """How many objects of a class ComfyUI's process has."""
+    return server.run({"1": {"class_type": "TestAlive", "inputs": {"name": name}}})["1"]["alive"][0]
+
+
+def test_another_lora_strength_loads_nothing_again_and_memory_is_let_go(server):
+    def styled(strength: float) -> dict:
+        return workflow(
+            "toy", InstantCharacterFluxLoader__lora="toy", InstantCharacterFluxLoader__lora_strength=strength
+        )
+
+    def loaded() -> int:
+        return server.log.read_text().count("InstantCharacter's memory plan is")
+
+    weak, times = drawn(server, styled(0.2)), loaded()
+    strong = drawn(server, styled(1.2))
+    assert strong.tobytes() != weak.tobytes()
+    assert drawn(server, styled(0.2)).tobytes() == weak.tobytes()
+    both = styled(0.2) | {f"2{key}": node for key, node in styled(1.2).items() if "FluxLoader" in node["class_type"]}
+    (loader,) = (key for key in both if key.startswith("2") and "FluxLoader" in both[key]["class_type"])
+    sampler, saver = (f"2{key}" for key in ("8", "9"))
+    both[sampler] = json.loads(json.dumps(only(styled(1.2), "InstantCharacterSampler")))
+    both[sampler]["inputs"]["flux_pipe"] = [loader, 0]
+    both[saver] = {"class_type": "SaveImage", "inputs": {"images": [sampler, 0], "filename_prefix": "strong"}}
+    pictures = {shown_["filename"][:6]: server.picture(shown_) for shown_ in shown(server.run(both))}
+    assert Image.open(io.BytesIO(pictures.pop("strong"))).convert("RGB").tobytes() == strong.tobytes()
+    (other,) = pictures.values()
+    assert Image.open(io.BytesIO(other)).convert("RGB").tobytes() == weak.tobytes()
+    assert loaded() == times
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    assert alive(server, "HostedPipeline") == 0
+
+
 @pytest.mark.skipif(comfyui.gguf_pack() is None, reason="no ComfyUI-GGUF in that ComfyUI")
 def test_gguf_and_lora_workflow_runs_and_draws_the_character(server):
     whole = drawn(server, workflow("native_gguf_lora"))
@@ -137,6 +160,116 @@ def test_saving_another_character_under_a_name_needs_overwrite(server):
     with pytest.raises(Failed, match="another character.*switch overwrite on"):
         server.run(workflow("save_character", **other))
     server.run(workflow("save_character", **other, InstantCharacterSaveCharacter__overwrite=True))
+
+
+# Pictures that people have
+
+
+def save_input(server: Server, name: str, picture: Image.Image) -> str:
+    picture.save(server.folder / "input" / name)
+    return name
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A photograph's likes, 320×200: a red character left of the middle of a ground of many colours."""
+    ground = Image.linear_gradient("L").resize((320, 200))
+    picture = Image.merge("RGB", (ground, ground.transpose(Image.Transpose.ROTATE_180), ground.rotate(90)))
+    picture.paste((200, 30, 30), (60, 60, 130, 180))
+    picture.paste((120, 10, 60), (80, 60, 110, 90))
+    return picture
+
+
+def prepared(server: Server, name: str) -> tuple[Image.Image, str]:
+    """What Prepare in a shipped workflow makes of a file, and what it says of it."""
+    on_node = server.run(up_to_prepare(name))["6"]
+    picture = Image.open(io.BytesIO(server.picture(on_node["images"][0]))).convert("RGB")
+    return picture, on_node["text"][0]
+
+
+def up_to_prepare(name: str) -> dict:
+    """The nodes of a shipped workflow that prepare this file."""
+    prompt = workflow("native", LoadImage__image=name)
+    wanted = {key: prompt[key] for key in ("4", "6")}
+    return {**wanted, "40": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}}}
+
+
+@pytest.mark.parametrize("kind", ["jpg", "RGB.png", "L.png", "LA.png", "P.png", "bmp", "webp"])
+def test_pictures_without_a_mask_are_kept_whole(server, photo, kind):
+    """Load Image gives a picture without alpha a mask of 64×64 zeros."""
+    mode = kind.split(".")[0] if "." in kind else "RGB"
+    picture, kept = prepared(server, save_input(server, f"whole.{kind}", photo.convert(mode)))
+    assert picture.size == (320, 320)
+    assert picture.getpixel((160, 10)) == (255, 255, 255)
+    assert kept == "kept the whole picture: nothing of it is masked"
+
+
+@pytest.mark.parametrize("beneath", ["the picture", "black"])
+def test_transparent_picture_is_cut_out(server, photo, beneath):
+    """Load Image's mask is white where it is transparent."""
+    alpha = Image.new("L", photo.size, 0)
+    alpha.paste(255, (60, 60, 130, 180))
+    picture = photo.copy() if beneath == "the picture" else Image.composite(photo, Image.new("RGB", photo.size), alpha)
+    picture.putalpha(alpha)
+    square, kept = prepared(server, save_input(server, f"cut {beneath}.png", picture))
+    assert kept == "kept what is black in the mask, 13% of the picture"
+    assert square.size == (132, 132)
+
+
+def test_character_that_is_painted_over_in_the_mask_editor_is_kept(server, photo):
+    """The mask editor makes what is painted transparent, and keeps the picture under it."""
+    alpha = Image.new("L", photo.size, 255)
+    alpha.paste(0, (50, 50, 140, 190))
+    picture = photo.copy()
+    picture.putalpha(alpha)
+    square, kept = prepared(server, save_input(server, "clipspace-painted.png", picture))
+    assert kept == "kept what is white in the mask, 20% of the picture"
+    assert square.getpixel((square.width // 2, square.height // 2)) == (200, 30, 30)
+
+
+def test_mask_of_another_size_is_stretched_over_the_picture(server, photo):
+    prompt = up_to_prepare(save_input(server, "photo.png", photo))
+    prompt["41"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 100, "height": 50}}
+    prompt["42"] = {"class_type": "FeatherMask", "inputs": dict.fromkeys(("left", "right", "top", "bottom"), 20)}
+    prompt["42"]["inputs"]["mask"] = ["41", 0]
+    prompt["6"]["inputs"]["mask"] = ["42", 0]
+    assert server.run(prompt)["6"]["text"][0].startswith("kept what is white in the mask")
+
+
+def test_workflow_runs_with_a_photograph(server, photo):
+    save_input(server, "photo.jpg", photo)
+    for name in ("native", "self_contained", "two_characters"):
+        assert drawn(server, workflow(name, LoadImage__image="photo.jpg")).size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    "literal", [{"PATH": 1}, {"__value__": ["PATH"]}, ["PATH"], "PATH", [["PATH"]], 7, {"image": "PATH"}]
+)
+@pytest.mark.parametrize(
+    ("name", "node", "setting"),
+    [
+        ("native", PREPARE, "image"),
+        ("native", PREPARE, "mask"),
+        ("native", "InstantCharacterEncode", "image"),
+        ("native", "InstantCharacterApply", "mask"),
+        ("self_contained", "InstantCharacterSampler", "image"),
+        ("self_contained", "InstantCharacterSampler", "latent"),
+        ("earlier_pack", "InstantCharacterGenerate", "subject_image"),
+    ],
+)
+def test_no_picture_is_read_that_is_named_in_place_of_a_link(server, name, node, setting, literal):
+    secret = server.folder / "secret.png"
+    Image.new("RGB", (64, 64), (12, 34, 56)).save(secret)
+    literal = json.loads(json.dumps(literal).replace("PATH", str(secret)))
+    prompt = workflow(name, **{f"{node}__{setting}": literal})
+    try:
+        history = server.wait(server.queue(prompt))
+    except Failed as refused:  # ComfyUI's own validation
+        assert "secret" not in str(refused) or "bad_linked_input" in str(refused) or "invalid" in str(refused).lower()
+        return
+    told = error(history)
+    assert told["node_type"] == node
+    assert f"{setting} is a" in told["exception_message"]
 
 
 # Drawing

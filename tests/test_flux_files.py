@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import recorded
 import tiny
+import tiny_models
 import torch
 from diffusers import FluxTransformer2DModel
 from recorded import error
 from safetensors.torch import save_file
 
-from instantcharacter import InstantCharacterPipeline
+from instantcharacter import InstantCharacterPipeline, flux_variants
 from instantcharacter.flux_files import FluxFiles, _flux_config, load_flux
+from instantcharacter.flux_layout import PREFIX, own_part
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,7 +164,7 @@ def test_released_sizes_are_read_off_a_released_file(guided):
     weights |= {"guidance_in.in_layer.weight": (1,)} if guided else {}
     for prefix in ("", "model.diffusion_model."):
         state = {prefix + key: torch.empty(shape, device="meta") for key, shape in weights.items()}
-        config = _flux_config(state, Path("flux1.safetensors"))
+        config = _flux_config(own_part(state), Path("flux1.safetensors"))
         assert config.pop("guidance_embeds") is guided
         assert {key: config[key] for key in config if not key.startswith("_")} == {
             "in_channels": 64,
@@ -174,6 +176,61 @@ def test_released_sizes_are_read_off_a_released_file(guided):
             "joint_attention_dim": 4096,
             "pooled_projection_dim": 768,
         }
+
+
+# Layouts
+
+
+def released() -> dict[str, torch.Tensor]:
+    return tiny_models.released_layout(recorded.transformer().state_dict())
+
+
+def as_comfyui_saves(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """ComfyUI calls the norms' scales weights."""
+    state = tiny_models.released_layout(state)
+    return {key.replace("_norm.scale", "_norm.weight"): weight for key, weight in state.items()}
+
+
+LAYOUTS = {
+    "diffusers": dict,
+    "released": tiny_models.released_layout,
+    "ComfyUI": as_comfyui_saves,
+    "ComfyUI, prefix": lambda state: {f"{PREFIX}{key}": weight for key, weight in as_comfyui_saves(state).items()},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_holds_the_same_flux(files, tmp_path, layout, dtype):
+    state = {key: weight.to(dtype) for key, weight in recorded.transformer().state_dict().items()}
+    save_file({key: weight.contiguous() for key, weight in LAYOUTS[layout](state).items()}, tmp_path / "f.safetensors")
+    for fp8 in (False, True):
+        pipeline = load_flux(without_text(files, flux=tmp_path / "f.safetensors"), torch.bfloat16, fp8)
+        loaded = pipeline.transformer.state_dict()
+        assert loaded.keys() == state.keys()
+        for key, weight in state.items():
+            assert torch.equal(loaded[key].float(), weight.to(torch.bfloat16).to(loaded[key].dtype).float()), key
+
+
+def test_gguf_file_of_the_released_layout_is_read(files, expected, tmp_path):
+    pytest.importorskip("gguf")
+    tiny_models.save_gguf(tmp_path / "flux.gguf")
+    drawn = draw(load_flux(without_text(files, flux=tmp_path / "flux.gguf"), torch.float32))
+    assert 1e-5 < error(drawn, expected) < 0.1
+
+
+def test_flux_is_read_out_of_a_whole_checkpoint(files, expected, tmp_path, caplog):
+    """As Comfy-Org/flux1-dev has it, text encoders in scaled fp8 included."""
+    state = LAYOUTS["ComfyUI, prefix"](recorded.transformer().state_dict())
+    state |= {
+        "vae.decoder.conv_in.weight": torch.zeros(2),
+        "text_encoders.t5xxl.transformer.scaled_fp8": torch.zeros(2),
+    }
+    save_file(state, tmp_path / "flux.safetensors")
+    with caplog.at_level("INFO"):
+        drawn = draw(load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32))
+    assert error(drawn, expected) < 1e-6
+    assert "FLUX alone is read" in caplog.text
 
 
 # Errors
@@ -206,15 +263,75 @@ def test_flux_that_lacks_weights_is_refused(files, tmp_path):
     state = recorded.transformer().state_dict()
     state.pop("single_transformer_blocks.1.proj_out.weight")
     save_file(state, tmp_path / "flux.safetensors")
-    with pytest.raises(ValueError, match="does not fit FluxTransformer2DModel"):
+    with pytest.raises(
+        ValueError, match="lacks 1 weights that FLUX.1 has, single_transformer_blocks.1.proj_out.weight"
+    ):
         load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32)
 
 
-def test_scaled_fp8_is_refused_with_the_way_to_draw_from_it(files, tmp_path):
-    state = {**recorded.transformer().state_dict(), "scaled_fp8": torch.zeros(2)}
+@pytest.mark.parametrize(
+    ("layout", "extra"),
+    [
+        ("diffusers", "transformer_blocks.0.attn.gate.weight"),
+        ("released", "double_blocks.0.img_attn.gate.weight"),
+        ("ComfyUI, prefix", f"{PREFIX}single_blocks.0.gate.weight"),
+    ],
+)
+def test_weights_that_flux_does_not_have_are_named(files, tmp_path, layout, extra):
+    state = LAYOUTS[layout](recorded.transformer().state_dict())
+    save_file({**state, extra: torch.zeros(2)}, tmp_path / "flux.safetensors")
+    with pytest.raises(ValueError, match=f"has 1 weights that FLUX.1 has not, {extra.removeprefix(PREFIX)}"):
+        load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32)
+
+
+def wide_input(channels: int) -> dict[str, torch.Tensor]:
+    return {"img_in.weight": torch.zeros(256, channels)}
+
+
+VARIANTS = {
+    "FLUX.2": {"double_stream_modulation_img.lin.weight": torch.zeros(2, 2)},
+    "Chroma": {"distilled_guidance_layer.norms.0.scale": torch.zeros(2)},
+    "NF4": {"double_blocks.0.img_attn.proj.weight.quant_state.bitsandbytes__nf4": torch.zeros(2, dtype=torch.uint8)},
+    "Nunchaku": {"transformer_blocks.0.qkv_proj.qweight": torch.zeros(2, 2, dtype=torch.int8)},
+    "FLUX.1 Fill": wide_input(384),
+    "FLUX.1 Canny or Depth": wide_input(128),
+    "scaled fp8": {"scaled_fp8": torch.zeros(2)},
+    "ComfyUI's": {"double_blocks.0.img_attn.proj.comfy_quant": torch.zeros(2, dtype=torch.uint8)},
+}
+
+
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_kinds_of_flux_that_are_not_read_are_refused_by_name(files, tmp_path, name, prefix):
+    state = {f"{prefix}{key}": tensor for key, tensor in {**released(), **VARIANTS[name]}.items()}
     save_file(state, tmp_path / "flux.safetensors")
-    with pytest.raises(ValueError, match="scaled fp8.*Load Diffusion Model and InstantCharacter Apply"):
+    with pytest.raises(ValueError, match=rf"flux.safetensors is .*{name}.*: take ") as refused:
         load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32)
+    (kind,) = [kind for kind in flux_variants.VARIANTS if f"is {kind.name};" in str(refused.value)]
+    assert kind.native == ("Load Diffusion Model and InstantCharacter Apply" in str(refused.value))
+
+
+def test_flux_is_no_variant_of_itself():
+    for layout in LAYOUTS.values():
+        shapes = {key: weight.shape for key, weight in layout(recorded.transformer().state_dict()).items()}
+        assert flux_variants.variant(own_part(shapes)) is None
+
+
+@pytest.mark.parametrize(("channels", "name"), [(384, "FLUX.1 Fill"), (128, "FLUX.1 Canny or Depth")])
+def test_folders_of_other_kinds_of_flux_are_refused_by_name(tmp_path, parts, channels, name):
+    transformer = recorded.transformer(in_channels=channels, out_channels=64)
+    InstantCharacterPipeline(**{**parts, "transformer": transformer}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is {name}.*Load Diffusion Model and InstantCharacter Apply"):
+        load_flux(FluxFiles(tmp_path), torch.float32)
+
+
+def test_folder_in_nf4_is_refused_by_name(tmp_path, parts):
+    InstantCharacterPipeline(**parts).save_pretrained(tmp_path)
+    config = tmp_path / "transformer/config.json"
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | quantised))
+    with pytest.raises(ValueError, match="quantised by bitsandbytes.*GGUF"):
+        load_flux(FluxFiles(tmp_path), torch.float32)
 
 
 def test_folder_that_is_no_flux_is_refused(tmp_path):

@@ -1,4 +1,7 @@
-"""Runs the tests in ``in_comfyui/`` with ComfyUI's own Python, in which ComfyUI can be imported."""
+"""Runs the tests in ``in_comfyui/`` with ComfyUI's own Python, in which ComfyUI can be imported.
+
+Those of what runs on the GPU are run on pretended ones, too, see ``in_comfyui/conftest.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,20 @@ import pytest
 
 REASON = comfyui.why_not("pytest")
 INSIDE = comfyui.PACK / "tests/in_comfyui"
+FILES = sorted(path.name for path in INSIDE.glob("test_*.py"))
+ON_GPUS = [
+    (file, gpu)
+    for file in ("test_patch.py", "test_hosted_pipeline.py")
+    for gpu in ("static", "novram", "dynamic", "tight")
+]
 
 
 @pytest.mark.skipif(bool(REASON), reason=str(REASON))
-@pytest.mark.parametrize("file", sorted(path.name for path in INSIDE.glob("test_*.py")))
-def test_inside_comfyui(file):
+@pytest.mark.parametrize(("file", "gpu"), [*((file, "") for file in FILES), *ON_GPUS])
+def test_inside_comfyui(file, gpu):
     found = comfyui.find_comfyui()
     command = [comfyui.comfyui_python(found), "-m", "pytest", INSIDE / file, "-p", "no:cacheprovider"]
-    environment = {**os.environ, "INSIDE_COMFYUI": str(found)}
+    environment = {**os.environ, "INSIDE_COMFYUI": str(found), "PRETENDED_CUDA": gpu, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=comfyui.PACK, env=environment, capture_output=True, text=True)
     print(run.stdout[-10_000:])
     assert run.returncode == 0, run.stderr[-1000:]

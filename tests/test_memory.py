@@ -7,8 +7,10 @@ import gc
 import itertools
 import logging
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import recorded
 import tiny
@@ -17,8 +19,8 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import nn
 from transformers import CLIPTextModel, Dinov2Model, SiglipVisionModel, T5EncoderModel
 
-from instantcharacter import CharacterAdapter, InstantCharacterPipeline, encoders, flux_files, memory
-from instantcharacter.arrangement import TILE, free_memory, measure, roots
+from instantcharacter import CharacterAdapter, InstantCharacterPipeline, arrangement, encoders, flux_files, memory
+from instantcharacter.arrangement import TILE, Arrangement, default_device, free_memory, measure, roots
 from instantcharacter.folding import FoldedAttention
 from instantcharacter.memory import GIB, MemoryPlan, plan
 from instantcharacter.streaming import StreamedBlocks, Visitor, lent
@@ -77,6 +79,7 @@ def test_released_sizes_are_those_of_the_released_models():
                     dinov2=Dinov2Model(encoders.DINOV2.config(**encoders.DINOV2.released)),
                 ),
                 character_adapter=CharacterAdapter(),
+                adapter_host=None,
             )
     finally:
         torch.set_default_dtype(torch.float32)
@@ -220,7 +223,7 @@ def test_every_strategy_draws_the_same(whole, expected, strategy):
 
 @pytest.mark.parametrize("streamed", [(), (0,), (3,), (1, 2), (0, 2, 3), (0, 1, 2, 3)])
 def test_any_blocks_may_stream(whole, expected, streamed):
-    memory.apply(partly(whole, streamed), whole, CPU)
+    Arrangement(partly(whole, streamed), whole, CPU)
     assert torch.equal(draw(whole), expected)
 
 
@@ -233,7 +236,7 @@ def test_strategies_can_be_changed(whole, expected):
 
 
 def test_weights_are_home_between_pictures(whole):
-    memory.apply(partly(whole, (1, 3)), whole, CPU)
+    Arrangement(partly(whole, (1, 3)), whole, CPU)
     block = whole.transformer.transformer_blocks[1]
     before = [tensor.data_ptr() for tensor in block.parameters()]
     seen = []
@@ -245,7 +248,7 @@ def test_weights_are_home_between_pictures(whole):
 
 
 def test_two_blocks_at_the_most_are_there(whole):
-    memory.apply(partly(whole, (0, 1, 2, 3)), whole, CPU)
+    Arrangement(partly(whole, (0, 1, 2, 3)), whole, CPU)
     blocks = [*whole.transformer.transformer_blocks, *whole.transformer.single_transformer_blocks]
     home = [[tensor.data_ptr() for tensor in block.parameters()] for block in blocks]
     away = []
@@ -296,7 +299,7 @@ def test_pipelines_made_in_inference_mode_can_stream(expected):
 
 
 def test_a_failed_picture_leaves_the_weights_at_home(whole, expected):
-    memory.apply(partly(whole, (0, 1, 2, 3)), whole, CPU)
+    Arrangement(partly(whole, (0, 1, 2, 3)), whole, CPU)
     block = whole.transformer.single_transformer_blocks[0]
     handle = block.attn.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -317,13 +320,13 @@ def test_a_smaller_budget_streams_more(whole):
 def test_larger_pictures_change_the_plan_while_they_are_drawn(whole):
     fitting = plan(measure(whole), strategy="none", resolution=(64, 48))
     found = whole.enable_character_offload("auto", vram_gb=memory._that_gives(fitting.predicted_peak) * 1.7 / GIB)
-    small, arrangement = draw(whole), whole._offload.arrangement
-    assert arrangement.plan.resident == found.resident
-    arrangement.begin((2048, 2048), 1)
-    assert arrangement.plan.resident < found.resident
+    small, placed = draw(whole), whole._offload.arrangement
+    assert placed.plan.resident == found.resident
+    placed.begin((2048, 2048), 1)
+    assert placed.plan.resident < found.resident
     draw(whole, width=512, height=512, num_inference_steps=1, output_type="latent")
     assert torch.equal(draw(whole), small)
-    assert arrangement.plan.resident == found.resident
+    assert placed.plan.resident == found.resident
 
 
 def test_the_vae_decodes_in_tiles_only_the_pictures_that_need_it(whole):
@@ -331,7 +334,7 @@ def test_the_vae_decodes_in_tiles_only_the_pictures_that_need_it(whole):
     work = memory.WORK["vae"][1] * 1024**2
     fitting = plan(everything, vram_bytes=int(0.75 * work), resolution=(64, 48))
     fitting = dataclasses.replace(fitting, strategy="stream", staying=frozenset({"transformer"}))
-    arrangement = memory.apply(fitting, whole, CPU)
+    arrangement = Arrangement(fitting, whole, CPU)
     arrangement.begin((1024, 1024), 1)
     assert (arrangement.plan.staying, arrangement.plan.streamed) == (fitting.staying, fitting.streamed)
     assert whole.vae.use_tiling
@@ -344,12 +347,12 @@ def test_a_plan_leaves_the_vae_as_it_was_set(whole):
     before = dict(vars(whole.vae))
     everything = measure(whole)
     tiled = dataclasses.replace(plan(everything, strategy="stream"), tiled=True)
-    arrangement = memory.apply(tiled, whole, CPU)
+    arrangement = Arrangement(tiled, whole, CPU)
     assert whole.vae.use_slicing
     assert whole.vae.tile_sample_min_size == TILE
     arrangement.undo()
     assert dict(vars(whole.vae)) == before
-    memory.apply(plan(everything, strategy="none"), whole, CPU)
+    Arrangement(plan(everything, strategy="none"), whole, CPU)
     assert whole.vae.use_tiling
 
 
@@ -569,3 +572,82 @@ def test_what_the_pipeline_has_on_the_gpu_counts_as_free(whole, monkeypatch):
     tensors = {t for modules in roots(whole).values() for m in modules for t in (*m.parameters(), *m.buffers())}
     weights = sum(tensor.nbytes for tensor in tensors)
     assert free_memory(torch.device("meta"), whole) == 12 + weights
+
+
+# Machines of other kinds
+
+
+def control_groups(root: Path, **groups: tuple[str, int, int]) -> Path:
+    """Groups by path below ``root``: their limit, what they use, and what of it is file cache."""
+    for path, (limit, used, cache) in groups.items():
+        folder = root / path.replace("__", "/")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon {used - cache}\nfile {cache}\n")
+    own = root / "own"
+    own.write_text("0::/pod/container\n")
+    return own
+
+
+@pytest.mark.parametrize(
+    ("groups", "left"),
+    [
+        ({"pod__container": ("8000", 5000, 1000)}, 4000),
+        ({"pod__container": ("max", 5000, 1000)}, None),
+        ({"pod": ("6000", 5000, 0), "pod__container": ("8000", 5000, 1000)}, 1000),
+        ({"pod__container": ("4000", 5000, 0)}, 0),
+        ({}, None),
+    ],
+)
+def test_host_memory_ends_where_a_containers_does(tmp_path, groups, left):
+    own = control_groups(tmp_path, **groups)
+    total = psutil.virtual_memory().total
+    assert arrangement._left_in_container(tmp_path, own) == (total if left is None else left)
+
+
+def test_without_control_groups_host_memory_is_the_machines(tmp_path):
+    assert arrangement._left_in_container(tmp_path, tmp_path / "none") == psutil.virtual_memory().total
+
+
+def test_host_memory_counts_the_containers_limit(monkeypatch):
+    before = arrangement.host_memory()
+    monkeypatch.setattr(arrangement, "_left_in_container", lambda: 1000)
+    own = psutil.Process().memory_info()
+    assert arrangement.host_memory() <= 1000 + own.rss < before
+
+
+def test_on_a_mac_everything_stays(whole, monkeypatch):
+    """Its GPU computes in host memory, and torch has no ``torch.mps.mem_get_info``. Not run on one here."""
+    plans = []
+
+    class Recorded:
+        def __init__(self, plan, pipeline, device):
+            self.plan = plan
+            plans.append((plan.strategy, device.type))
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("instantcharacter.pipeline.Arrangement", Recorded)
+    for strategy in ("auto", "stream", "none"):
+        whole.enable_character_offload(strategy)
+        whole._state.offload = None
+    assert plans == [("none", "mps")] * 3
+    assert free_memory(torch.device("mps"), whole) == psutil.virtual_memory().total
+
+
+def test_default_device_is_the_gpu_if_there_is_one(monkeypatch):
+    assert default_device() == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert default_device().type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device().type == "cuda"
+
+
+@pytest.mark.parametrize("setting", ["prompt_embeds", "num_images_per_prompt", "width", "generator"])
+def test_settings_may_be_none_while_offloaded(whole, setting):
+    """As programs pass on what they were not given."""
+    whole.enable_character_offload("auto")
+    whole.default_sample_size = 8
+    settings = {"num_inference_steps": 1, "width": 64, "height": 64, "output_type": "latent", "return_dict": False}
+    (latents,) = whole("a fox", subject_image=recorded.PICTURE, **settings | {setting: None})
+    assert latents.shape == (1, 16, 64)

@@ -19,7 +19,7 @@ from instantcharacter import CharacterEncoder, versions
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "instantcharacter").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
-HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview"}
+HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview", "server"}
 """What comes with ComfyUI."""
 NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
 """Packages that are imported under another name."""

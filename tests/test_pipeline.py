@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import diffusers
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from packaging.version import Version
 from PIL import Image
 from recorded import error
+from safetensors.torch import save_file
 
 from instantcharacter import (
     Character,
@@ -217,6 +220,60 @@ def test_prompts_as_text(character):
     assert drawn.shape == (4, 32, 48, 3)
     assert np.isfinite(drawn).all()
     assert not np.allclose(drawn, images(), atol=1e-2)
+
+
+def prompt_of_its_own(pipeline) -> torch.Tensor:
+    return pipeline.encode_prompt("a fox", None)[1].clone()
+
+
+def save_text_lora(pipeline, folder, name: str, seed: int) -> None:
+    """A LoRA of the text encoder, and of a layer of FLUX."""
+    torch.manual_seed(seed)
+    layers = {
+        **{f"text_encoder.{n}": m for n, m in pipeline.text_encoder.named_modules() if n.endswith("q_proj")},
+        **{f"transformer.{n}": m for n, m in pipeline.transformer.named_modules() if n.endswith("blocks.0.attn.to_q")},
+    }
+    weights = {}
+    for key, layer in layers.items():
+        weights[f"{key}.lora_A.weight"] = torch.randn(4, layer.in_features)
+        weights[f"{key}.lora_B.weight"] = torch.randn(layer.out_features, 4)
+    save_file(weights, folder / f"{name}.safetensors")
+
+
+def test_prompts_are_read_again_with_another_lora_of_the_same_name(tmp_path):
+    from tiny import tiny_pipeline
+
+    pipeline = quiet(tiny_pipeline())
+    for seed, name in enumerate(("one", "two")):
+        save_text_lora(pipeline, tmp_path, name, seed)
+    plain, seen = prompt_of_its_own(pipeline), []
+    for name in ("one", "two"):
+        pipeline.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name="style")
+        seen.append(prompt_of_its_own(pipeline))
+        pipeline.unload_lora_weights()
+        gc.collect()
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], plain)
+    assert torch.equal(prompt_of_its_own(pipeline), plain)
+
+
+def test_prompts_are_read_again_by_another_text_encoder_and_in_another_dtype():
+    from tiny import tiny_pipeline
+
+    pipeline = quiet(tiny_pipeline())
+    plain = prompt_of_its_own(pipeline)
+    pipeline.text_encoder = tiny_pipeline(seed=1).text_encoder
+    other = prompt_of_its_own(pipeline)
+    assert not torch.equal(other, plain)
+    pipeline.text_encoder.to(torch.bfloat16)
+    assert prompt_of_its_own(pipeline).dtype == torch.bfloat16
+
+
+def test_the_same_character_twice_in_one_picture_is_resampled_once(pipeline, character, resampled):
+    twice = draw(pipeline, subject_image=[character, character], subject_scale=[0.4, 0.5])
+    assert len(resampled) == 4
+    assert error(twice, draw(pipeline, subject_image=character, subject_scale=0.9)) < 1e-4
+    assert len(resampled) == 4
 
 
 def test_style_loras_add_up_with_the_character(pipeline, character):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
-from instantcharacter.reference import cut_out, open_picture, to_square, views
+from instantcharacter.reference import LARGEST, cut_out, open_picture, prepare_reference, to_square, views
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -31,7 +31,6 @@ def test_path_pil_array_and_tensor_are_one_picture(gradient, tmp_path):
         array,
         array[None],
         array.astype(np.uint16) * 257,
-        array.astype(np.int64) * 257,
         array / 255,
         (array / 255).astype(np.float32),
         tensor,
@@ -109,7 +108,8 @@ def test_16_bit_file_keeps_its_greys(tmp_path):
         (np.zeros((2, 4, 4, 3)), "not one picture"),
         (np.full((4, 4, 3), np.nan), "float in 0 to 1"),
         (np.full((4, 4, 3), 255.0), "float in 0 to 1"),
-        (np.full((4, 4, 3), -5), "0 to 65535"),
+        (np.full((4, 4, 3), 200), "a picture of int64; expected uint8"),
+        (torch.full((4, 4, 3), 200, dtype=torch.int32), "a picture of int32; expected uint8"),
         (np.zeros((4, 4), complex), "float in 0 to 1"),
         (torch.full((4, 4, 3), float("inf")), "float in 0 to 1"),
         (None, "NoneType is not a picture"),
@@ -194,9 +194,113 @@ def test_mask_may_be_an_array_and_its_grey_blends():
 
 
 def test_wrong_masks_are_refused(gradient):
-    with pytest.raises(ValueError, match=r"mask is 5×5, the picture 30×20"):
-        cut_out(gradient, Image.new("L", (5, 5), 255))
     with pytest.raises(ValueError, match="mask is empty"):
         cut_out(gradient, Image.new("L", (30, 20), 0))
     with pytest.raises(ValueError, match="margin is -0.1"):
         cut_out(gradient, Image.new("L", (30, 20), 255), margin=-0.1)
+    ones = np.ones((20, 30), np.uint8)
+    with pytest.raises(ValueError, match="values of 0 and 1 in uint8"):
+        cut_out(gradient, ones)
+    with pytest.raises(ValueError, match="a picture of int64"):
+        cut_out(gradient, ones.astype(int) * 255)
+
+
+def test_resized_pictures_that_overshoot_are_clipped(gradient):
+    """Upscale Image, bicubic, leaves -0.14 to 1.11."""
+    array = np.asarray(gradient).astype(np.float32) / 255
+    array[0, 0], array[0, 1] = -0.14, 1.11
+    opened = open_picture(torch.from_numpy(array))
+    assert (opened.getpixel((0, 0)), opened.getpixel((1, 0))) == (BLACK, WHITE)
+
+
+def test_thin_pictures_are_shrunk_before_they_become_squares():
+    for size in ((30_000, 1), (1, 30_000)):
+        for fit in ("pad", "stretch"):
+            assert to_square(Image.new("RGB", size, RED), fit).size == (LARGEST, LARGEST)
+    assert to_square(Image.new("RGB", (LARGEST, 3))).size == (LARGEST, LARGEST)
+
+
+# Prepared with the masks that people have
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A red character, left of the middle and of two reds, before a ground of many colours."""
+    y, x = np.mgrid[:60, :80]
+    image = Image.fromarray(np.stack([x, y * 4, (x * y) % 255], axis=-1).astype(np.uint8))
+    image.paste((200, 0, 0), (16, 20, 40, 40))
+    image.paste((150, 20, 20), (16, 40, 40, 60))
+    return image
+
+
+def painted(size: tuple[int, int] = (80, 60)) -> Image.Image:
+    """White over the photo's character."""
+    mask = Image.new("L", (80, 60), 0)
+    mask.paste(255, (16, 20, 40, 60))
+    return mask.resize(size)
+
+
+def reds(picture: Image.Image) -> float:
+    """The part of a square that is the character."""
+    pixels = np.asarray(picture).astype(int)
+    return float(((pixels[..., 0] > 140) & (pixels[..., 1] < 30) & (pixels[..., 2] < 30)).mean())
+
+
+@pytest.mark.parametrize("keep", ["auto", "white"])
+@pytest.mark.parametrize("size", [(80, 60), (40, 30), (160, 200)])
+def test_mask_painted_over_the_character_keeps_it(photo, keep, size):
+    square, kept = prepare_reference(photo, painted(size), margin=0, keep=keep)
+    assert reds(square) > 0.5
+    assert kept.startswith("kept what is white in the mask")
+
+
+def test_inverted_mask_of_a_painted_character_keeps_it(photo):
+    """Load Image, Invert Mask, Prepare: the wiring of the first workflows."""
+    square, kept = prepare_reference(photo, ImageOps.invert(painted()), margin=0, keep="auto")
+    assert reds(square) > 0.5
+    assert kept.startswith("kept what is black in the mask")
+    assert reds(prepare_reference(photo, ImageOps.invert(painted()), keep="white")[0]) == 0
+
+
+@pytest.mark.parametrize("ground", [BLACK, WHITE])
+def test_transparent_part_is_not_the_character(photo, ground):
+    """As Load Image gives a transparent picture: its mask is white where nothing is."""
+    picture = Image.composite(photo, Image.new("RGB", photo.size, ground), painted())
+    square, kept = prepare_reference(picture, ImageOps.invert(painted()), margin=0, keep="auto")
+    assert reds(square) > 0.5
+    assert kept.startswith("kept what is black in the mask")
+
+
+def test_portrait_that_fills_a_transparent_picture_is_kept(photo):
+    """Only the upper corners are transparent."""
+    transparent = Image.new("L", photo.size, 0)
+    transparent.paste(255, (0, 0, 12, 12))
+    transparent.paste(255, (68, 0, 80, 12))
+    picture = Image.composite(Image.new("RGB", photo.size, BLACK), photo, transparent)
+    _, kept = prepare_reference(picture, transparent, keep="auto")
+    assert kept == "kept what is black in the mask, 94% of the picture"
+
+
+def test_character_that_fills_the_picture_is_kept(photo):
+    """A background removal node's mask of a close-up: white nearly everywhere, ground in a corner."""
+    mask = Image.new("L", photo.size, 255)
+    mask.paste(0, (50, 0, 80, 20))
+    _, kept = prepare_reference(photo, mask, keep="auto")
+    assert kept == "kept what is white in the mask, 88% of the picture"
+
+
+@pytest.mark.parametrize("mask", [0, 255])
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_mask_that_masks_nothing_is_no_mask(photo, mask, fit):
+    """Load Image's mask for a picture without alpha is 64×64 zeros."""
+    square, kept = prepare_reference(photo, Image.new("L", (64, 64), mask), fit=fit, keep="auto")
+    assert same(square, to_square(photo, fit))
+    assert kept == "kept the whole picture: nothing of it is masked"
+
+
+def test_empty_side_that_was_named_is_refused(photo):
+    for keep, colour in (("white", 0), ("black", 255)):
+        with pytest.raises(ValueError, match="mask is empty"):
+            prepare_reference(photo, Image.new("L", (64, 64), colour), keep=keep)
+    with pytest.raises(ValueError, match="keep is 'grey'; expected one of auto, white, black"):
+        prepare_reference(photo, painted(), keep="grey")

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import gc
+import io
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +21,8 @@ import torch
 import training_world as world
 from accelerate import Accelerator
 from diffusers import FluxTransformer2DModel
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from instantcharacter import CharacterAdapter, InstantCharacterPipeline
@@ -187,6 +196,67 @@ def test_an_interrupted_training_saves_after_its_step_and_goes_on(config, tmp_pa
     assert same(weights(whole), weights(train(config)))
 
 
+def test_a_second_signal_ends_a_step_that_hangs(config, monkeypatch):
+    def hanging(self, batches):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        pytest.fail("the step went on")
+
+    monkeypatch.setattr(trainer.Trainer, "_take_step", hanging)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_pictures_that_cannot_be_read_do_not_hold_up_the_end(config, monkeypatch):
+    released, asked = threading.Event(), threading.Event()
+
+    def hanging(self, sample):
+        asked.set()
+        assert released.wait(60)
+
+    def interrupt():
+        asked.wait()
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Examples, "_begin", hanging)
+    threading.Thread(target=interrupt).start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+        assert time.monotonic() - began < 30
+    finally:
+        released.set()
+
+
+def test_a_training_runs_outside_the_main_thread(config):
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(train, config).result().is_file()
+
+
+def test_a_date_is_a_seed(config):
+    assert train(replace(config, steps=1, seed=20260101)).is_file()
+    assert train(replace(config, steps=1, seed=2**64 - 1, output=config.output / "largest")).is_file()
+
+
+def test_other_seeds_draw_other_noise(config):
+    accelerator, losses = Accelerator(), {}
+    for seed in (0, 1, 20260101, 20260101 % 2**24):
+        seeded = replace(config, seed=seed, drop_character=0.0, drop_text=0.0)
+        torch.manual_seed(0)
+        transformer = FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+        training = trainer.Trainer(
+            seeded, accelerator, transformer, CharacterAdapter(config.sizes), Examples(seeded, accelerator.device)
+        )
+        batch, _ = next(Examples(config, accelerator.device).batches(0))
+        losses[seed] = training._loss(batch, 0).item()
+    assert len(set(losses.values())) == len(losses)
+
+
 def test_a_state_that_cannot_be_written_leaves_the_one_before(config, monkeypatch):
     train(replace(config, steps=2))
     before = (config.output / "state.pt").read_bytes()
@@ -280,6 +350,50 @@ def test_stages_follow_each_other_and_what_is_held_is_read_once(config, monkeypa
     assert len(count) < 3 * (world.PICTURES + 2) + 12  # each file once, and what was read before it was held
 
 
+def test_what_is_held_is_for_the_same_models_and_settings_alone(config, monkeypatch):
+    computed = []
+    for name in ("_encode", "_read", "_look"):
+        compute = getattr(Examples, name)
+
+        def counted(self, parts, name=name, compute=compute):
+            computed.extend([name] * len(parts))
+            return compute(self, parts)
+
+        monkeypatch.setattr(Examples, name, counted)
+    monkeypatch.setattr(
+        examples, "id", lambda _: 0, raising=False
+    )  # as addresses may be, once their first owner is gone
+    config = replace(config, cache=None, held_gib=1.0, batch_size=world.PICTURES)
+    device = torch.device("cpu")
+    held = examples.Held(config, device)
+    first, _ = next(Examples(config, device, held=held).batches(0))
+    assert Counter(computed) == {"_encode": 6, "_read": 6, "_look": 6}
+    again, _ = next(Examples(replace(config), device, held=held).batches(0))
+    assert Counter(computed) == {"_encode": 6, "_read": 6, "_look": 6}
+    assert torch.equal(first.latents, again.latents)
+    other, _ = next(Examples(replace(config, resolution=32), device, held=held).batches(0))
+    assert Counter(computed) == {"_encode": 12, "_read": 6, "_look": 6}
+    assert (first.latents.shape[1], other.latents.shape[1]) == (16, 4)
+
+
+def test_a_stage_s_models_are_gone_before_the_next_one_s_are_there(config, monkeypatch):
+    make, alive, models = trainer._trainer, [], []
+
+    def making(config, accelerator, held):
+        alive.extend(reference for reference in models if reference() is not None)
+        made = make(config, accelerator, held)
+        models.extend(map(weakref.ref, (made, made._module, made._module.transformer, made._examples)))
+        return made
+
+    monkeypatch.setattr(trainer, "_trainer", making)
+    gc.disable()  # or they may go by chance
+    try:
+        train(*(replace(config, output=config.output / name, steps=1) for name in "ab"))
+    finally:
+        gc.enable()
+    assert len(models) == 8 and not alive
+
+
 def test_a_graph_of_what_cannot_be_recorded_is_refused(config, monkeypatch):
     with pytest.raises(ValueError, match="checkpointing"):
         replace(config, cuda_graph=True, checkpointing=True)
@@ -305,6 +419,83 @@ def test_a_cut_off_file_in_the_cache_is_made_again(config, tmp_path):
     again, _ = next(Examples(cached, torch.device("cpu")).batches(0))
     torch.testing.assert_close(again.latents, first.latents)
     assert all(file.stat().st_size > 100 for file in files)
+
+
+def test_a_file_in_the_cache_that_cannot_be_read_is_made_again(config, tmp_path, monkeypatch):
+    cached = replace(config, cache=tmp_path / "cache")
+    first, _ = next(Examples(cached, torch.device("cpu")).batches(0))
+
+    def refused(path, expected):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(examples, "read_safetensors", refused)
+    examined = Examples(cached, torch.device("cpu"))
+    again, _ = next(examined.batches(0))
+    torch.testing.assert_close(again.latents, first.latents)
+    assert not examined.tally.bad
+
+
+@pytest.mark.parametrize(
+    ("folder", "changed"),
+    [
+        ("flux/vae", "latents"),
+        ("flux/text_encoder", "pooled"),
+        ("flux/text_encoder_2", "prompts"),
+        ("siglip", "features"),
+        ("dinov2", "features"),
+    ],
+)
+def test_a_model_trained_again_at_its_place_computes_again(config, models, tmp_path, folder, changed):
+    shutil.copytree(models, tmp_path / "models", ignore=shutil.ignore_patterns("cache"))
+    config = world.config(tmp_path / "models", config.output)
+    before, _ = next(Examples(config, torch.device("cpu")).batches(0))
+    file = next((tmp_path / "models" / folder).glob("*.safetensors"))
+    times = file.stat()
+    learned = {key: weight * 1.1 for key, weight in load_file(file).items()}
+    save_file(learned, file, metadata={"format": "pt"})
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == times.st_size
+    after, _ = next(Examples(config, torch.device("cpu")).batches(0))
+    for name in ("latents", "pooled", "prompts", "features"):
+        one, other = (torch.cat([*map(torch.flatten, getattr(batch, name))]) for batch in (before, after))
+        assert torch.equal(one, other) == (name != changed)
+
+
+def test_a_copy_of_the_models_needs_nothing_computed_again(config, models, tmp_path, monkeypatch):
+    shutil.copytree(models, tmp_path / "models", ignore=shutil.ignore_patterns("cache"))
+    config = replace(world.config(tmp_path / "models", config.output), cache=config.cache)
+    for name in ("AutoencoderKL", "FluxPipeline", "CharacterEncoder"):
+        monkeypatch.setattr(f"instantcharacter.training.examples.{name}", None)
+    next(Examples(config, torch.device("cpu")).batches(0))
+
+
+def test_other_preparation_has_another_cache(config, monkeypatch):
+    def folders():
+        made = Examples(config, torch.device("cpu"))
+        return {made._latents._folder, made._texts._folder, made._features._folder}
+
+    before = folders()
+    assert folders() == before
+    monkeypatch.setattr(examples, "PREPARATION", 2)
+    assert not folders() & before
+
+
+def test_a_change_to_what_models_are_given_of_a_picture_is_a_new_preparation(config):
+    """If this fails, raise ``PREPARATION`` and put the new numbers here: caches that are filled no longer fit."""
+    across = torch.arange(300).expand(200, 300) * 255 // 299
+    down = torch.arange(200)[:, None].expand(200, 300) * 255 // 199
+    picture = io.BytesIO()
+    pixels = torch.stack([across, down, torch.full_like(down, 60)], dim=-1).to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(picture, "PNG")
+    crop = Examples(config, torch.device("cpu"))._crop(picture.getvalue())
+    seen = examples._squares(picture.getvalue()).float()
+    assert examples.PREPARATION == 1
+    assert crop.shape == (3, 64, 64)
+    for (y, x), colour in {(0, 0): (-0.663, -0.992, -0.529), (20, 50): (0.380, -0.365, -0.529)}.items():
+        assert crop[:, y, x].tolist() == pytest.approx(colour, abs=0.01)
+    views = {(0, 10, 100): (255, 255, 255), (0, 192, 100): (66, 128, 60), (1, 200, 300): (99, 35, 60)}
+    for (view, y, x), colour in {**views, (4, 50, 200): (194, 152, 60)}.items():
+        assert seen[view, y, x].tolist() == pytest.approx(colour, abs=1)
 
 
 def test_losses_are_told_by_noise_level_and_previews_drawn(config, models):
@@ -372,27 +563,44 @@ def test_the_command_line_trains_and_converts(config, models, tmp_path):
     assert all(torch.equal(released["image_proj"][key], made[key]) for key in made)
 
 
-def test_two_processes_share_the_samples_and_go_on_where_they_were(config, tmp_path):
-    def two(**changes):
+def test_two_processes_share_the_samples_and_go_on_where_a_signal_to_one_stopped_both(config, tmp_path):
+    def two(*stages, stop=None):
         pickled = tmp_path / "config.pickle"
-        pickled.write_bytes(pickle.dumps(replace(config, batch_size=1, **changes)))
+        pickled.write_bytes(pickle.dumps(([replace(stage, batch_size=1) for stage in stages], stop)))
         run(*launch, str(tmp_path / "two.py"), str(pickled), environment=environment)
 
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two(output=tmp_path / "whole")
+    parts = replace(config, output=tmp_path / "parts", save_every=100)
+    two(parts, stop=3)
+    state = torch.load(tmp_path / "parts/state.pt")
+    assert (state["step"], state["positions"]) == (3, [5, 6])
+    two(parts, replace(config, output=tmp_path / "whole"))  # one stage after the other
     assert torch.load(tmp_path / "whole/state.pt")["positions"] == [7, 8]
-    two(output=tmp_path / "parts", steps=2)
-    two(output=tmp_path / "parts")
     assert same(weights(tmp_path / "whole/adapter.safetensors"), weights(tmp_path / "parts/adapter.safetensors"))
 
 
 TWO_PROCESSES = """
-import pickle, sys
+import os, pickle, signal, sys
 from pathlib import Path
-from instantcharacter.training import train
-train(pickle.loads(Path(sys.argv[1]).read_bytes()))
+from instantcharacter.training import train, trainer
+
+signal.alarm(100)  # processes that hang would outlive the test
+stages, stop = pickle.loads(Path(sys.argv[1]).read_bytes())
+take_step = trainer.Trainer._take_step
+
+def interrupted(self, batches):
+    take_step(self, batches)
+    if self._step == stop and self._accelerator.process_index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+trainer.Trainer._take_step = interrupted
+try:
+    train(*stages)
+except KeyboardInterrupt:
+    sys.exit(stop is None)
+sys.exit(stop is not None)
 """
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -22,7 +23,7 @@ class Source:
         path: an image folder with a ``metadata.jsonl``, WebDataset shards (``….tar``, a pattern or an address), or a
             dataset on the hub.
         pairs: whether each sample has another picture of its character as the reference; the picture itself is, if not.
-        share: of the samples, against the other sources' shares.
+        share: of the samples, against the other sources' shares; 0 leaves the source out.
         stream: read a hub's dataset or shards in their order while they are fetched, not shuffled.
     """
 
@@ -30,6 +31,9 @@ class Source:
     pairs: bool = False
     share: float = 1.0
     stream: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, ("share",), lambda value: 0 <= value < math.inf, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class TrainingConfig:
         learning_rate: after the warm-up, constant.
         warmup: steps from 0 to the learning rate.
         weight_decay: of AdamW.
-        clip: largest norm of a step's gradient.
+        clip: largest norm of a step's gradient; ``.inf`` for any.
         optimizer: ``"adamw"``, or ``"adamw8bit"`` of bitsandbytes: a quarter of the memory for its state.
         drop_character: fraction of samples whose reference is a white picture: it then has nothing to say, and what is
             learned is to leave FLUX as it is.
@@ -68,9 +72,10 @@ class TrainingConfig:
         ema: decay of the moving average of the weights, which is then the adapter that is written; 0 for none.
         precision: of the arithmetic and of FLUX; the adapter's own weights are float32 always.
         checkpointing: compute activations again in the backward pass, in place of keeping them.
-        seed: of everything random.
+        seed: of everything random, 0 to 2**64 - 1.
         cache: a folder for what models make of samples, computed once; nothing is kept if not given. At the released
-            sizes and 512 pixels a sample's latents take 0.13 MB, its text 4 MB, its features 31 MB.
+            sizes and 512 pixels a sample's latents take 0.13 MB, its text 4 MB, its features 31 MB. Models with other
+            weights have another part of it, also at the same path.
         cached: what of it is kept.
         held_gib: memory for what was computed or read, so that a small dataset is read once.
         held_in: whose memory that is.
@@ -123,18 +128,22 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data names no source: a training needs one at least")
+        if not sum(source.share for source in self.data):
+            raise ValueError("all sources have a share of 0: give one of them more")
         if self.resolution % 16 or self.resolution < 16:
             raise ValueError(f"resolution is {self.resolution}; expected a multiple of 16")
-        for name in ("steps", "batch_size", "accumulate", "workers", "log_every", "save_every", "preview_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        counts = ("steps", "batch_size", "accumulate", "workers")
+        every = ("log_every", "save_every", "preview_every", "preview_steps")
+        _check(self, counts + every, lambda value: value >= 1, "at least 1")
+        amounts = ("learning_rate", "warmup", "weight_decay", "guidance", "held_gib")
+        _check(self, amounts, lambda value: 0 <= value < math.inf, "0 or more")
+        _check(self, ("clip",), lambda value: value > 0, "more than 0")
+        _check(self, ("drop_character", "drop_text", "ema"), lambda value: 0 <= value < 1, "0 or more, and less than 1")
+        _check(self, ("seed",), lambda value: 0 <= value < 2**64, "0 to 2**64 - 1")
         if self.cuda_graph and self.checkpointing:
             raise ValueError("cuda_graph cannot record checkpointing: set one of them to false")
         if self.cuda_graph and self.accumulate > 1:
             raise ValueError("cuda_graph writes each pass's gradients where the last one's are: set accumulate to 1")
-        for name in ("drop_character", "drop_text", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more, and less than 1")
 
 
 def read_config(path: str | Path) -> TrainingConfig:
@@ -145,10 +154,17 @@ def read_config(path: str | Path) -> TrainingConfig:
         ValueError: not YAML, a setting that is missing or not one, or a value of another kind.
     """
     try:
-        told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        told = yaml.safe_load(Path(path).read_bytes())  # it knows UTF-8 and UTF-16 by their marks
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     return _made(TrainingConfig, told, str(path))
+
+
+def _check(settings: Any, names: tuple[str, ...], fits: Callable[[float], bool], expected: str) -> None:
+    """Raise ``ValueError`` for the first of these settings that is not as expected; NaN fits no range."""
+    for name in names:
+        if not fits(getattr(settings, name)):
+            raise ValueError(f"{name} is {getattr(settings, name)}; expected {expected}")
 
 
 def _made(kind: Any, told: Any, where: str) -> Any:
@@ -161,7 +177,11 @@ def _made(kind: Any, told: Any, where: str) -> Any:
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in needed if name not in told]:
         raise ValueError(f"{where}: {missing[0]} is missing")
-    return kind(**{name: _as(hints[name], value, f"{where}: {name}") for name, value in told.items()})
+    settings = {name: _as(hints[name], value, f"{where}: {name}") for name, value in told.items()}
+    try:
+        return kind(**settings)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _as(kind: Any, value: Any, where: str) -> Any:
@@ -184,5 +204,5 @@ def _as(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where} is {value!r}; expected {kind.__name__}")
     try:
         return kind(value)  # YAML takes 1e-4 for a text
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{where} is {value!r}; expected {kind.__name__}") from error

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,11 +25,14 @@ from ..files import read_safetensors, written_whole
 from ..memory import GIB
 from ..reference import open_picture
 from .config import Preview, TrainingConfig
+from .fingerprint import fingerprint
 from .objective import pack
 from .samples import BadSample, Encoded, Sample, Samples, Tally
 
 Given = TypeVar("Given")
 Tensors = dict[str, Tensor]
+PREPARATION = 1
+"""Of the cache: another one for each change to what the models are given of a picture or a text, or to what is kept."""
 AHEAD = 3
 """Batches that are read while one is learned from."""
 
@@ -55,27 +58,30 @@ class Computed(Generic[Given]):
     """Something a model makes of a part of a sample, read from the cache where it is.
 
     Args:
-        folder: of its cache; nothing is kept if not given.
-        held: what is in host memory already.
+        name: of what is made, by which models and with which settings; nothing else has it.
+        cache: where a folder of that name is the cache; nothing is kept if not given.
+        held: what is in memory already.
         prepare: in a thread of its own: decodes what was given. Raises ``BadSample``.
         compute: on the device: what was decoded, several at once, to the tensors of each.
     """
 
     def __init__(
         self,
-        folder: Path | None,
+        name: str,
+        cache: Path | None,
         held: Held,
         prepare: Callable[[Given], Any],
         compute: Callable[[list[Any]], list[Tensors]],
     ) -> None:
-        self._folder = folder
+        self._name = name
+        self._folder = cache / name if cache else None
         self._held = held
         self._prepare = prepare
         self._compute = compute
 
     def begin(self, given: Given) -> _Begun:
         """What the cache has of it, or else what has to be computed."""
-        key = (self._folder or id(self), given)
+        key = (self._name, given)
         if held := self._held.tensors.get(key):
             return _Begun(key, None, held, None)
         file = None
@@ -159,19 +165,20 @@ class Examples:
         self._samples = Samples(config.data, config.seed)
         self.tally = Tally()
         held = held or Held(config, device)
-        latents, texts = self._cache("latents", config.model, config.resolution), self._cache("texts", config.model)
-        features = self._cache("features", config.siglip, config.dinov2)
-        self._latents = Computed(latents, held, self._crop, self._encode)
-        self._texts: Computed[str] = Computed(texts, held, str, self._read)
-        self._features = Computed(features, held, _squares, self._look)
+        vae, texts = fingerprint(config.model, "vae"), fingerprint(config.model, *TEXT_PARTS)
+        encoders = fingerprint(config.siglip), fingerprint(config.dinov2)
+        self._latents = Computed(*self._named("latents", vae, config.resolution), held, self._crop, self._encode)
+        self._texts: Computed[str] = Computed(*self._named("texts", texts), held, str, self._read)
+        self._features = Computed(*self._named("features", *encoders), held, _squares, self._look)
 
     def batches(self, position: int) -> Iterator[tuple[Batch, int]]:
         """Batches without end, from a position in the samples on, each with the position after it."""
         numbered = enumerate(self._samples.from_position(position), position + 1)
         own = islice(numbered, (self._rank - position) % self._processes, None, self._processes)
-        with ThreadPoolExecutor(self._config.workers) as threads:
-            waiting: deque[tuple[int, Future]] = deque()
-            begun: list[tuple[_Begun, _Begun, _Begun]] = []
+        threads = ThreadPoolExecutor(self._config.workers)
+        waiting: deque[tuple[int, Future]] = deque()
+        begun: list[tuple[_Begun, _Begun, _Begun]] = []
+        try:
             while True:
                 while len(waiting) < AHEAD * self._config.batch_size:
                     after, sample = next(own)
@@ -185,6 +192,8 @@ class Examples:
                 if len(begun) == self._config.batch_size:
                     yield self._batch(begun), after
                     begun = []
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def fill_always(self) -> None:
         """Have in the cache what no sample brings: no text, nobody, the previews."""
@@ -219,7 +228,7 @@ class Examples:
         try:
             picture, text = self._latents.begin(sample.picture), self._texts.begin(sample.text)
             return picture, text, self._features.begin(sample.reference)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise BadSample(f"{sample.name}: {error}") from error
 
     def _batch(self, begun: Sequence[tuple[_Begun, _Begun, _Begun]]) -> Batch:
@@ -229,15 +238,14 @@ class Examples:
         features = _together(self._features.finish(references), self._device)
         return Batch(latents["tokens"], text["prompt"], text["pooled"], in_order(features))
 
-    def _cache(self, kind: str, *settings: Any) -> Path | None:
-        """Its folder, another one for other models."""
-        if self._config.cache is None or kind not in self._config.cached:
-            return None
-        return self._config.cache / f"{kind}-{_digest(json.dumps([*settings, str(self._dtype)]))[:8]}"
+    def _named(self, kind: str, *settings: Any) -> tuple[str, Path | None]:
+        """Its name, another one for other models and settings, and its cache."""
+        digest = _digest(json.dumps([PREPARATION, *settings, str(self._dtype)]))
+        return f"{kind}-{digest[:8]}", self._config.cache if kind in self._config.cached else None
 
     def _crop(self, picture: Encoded) -> Tensor:
         """The middle square at the training's resolution, [3, R, R] from -1 to 1."""
-        square = ImageOps.fit(open_picture(_opened(picture)), (self._config.resolution,) * 2)
+        square = ImageOps.fit(_decoded(picture), (self._config.resolution,) * 2)
         return (
             torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
             .view(*square.size, 3)
@@ -283,6 +291,7 @@ class Examples:
         return CharacterEncoder.from_pretrained(config.siglip, config.dinov2, self._dtype, self._device)
 
 
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 FEATURES = ("low_res_shallow", "low_res_deep", "high_res_deep")
 
 
@@ -299,23 +308,27 @@ def _white() -> bytes:
 
 
 def _squares(picture: Encoded) -> Tensor:
-    return squares(_opened(picture))
+    return squares(_decoded(picture))
 
 
-def _opened(picture: Encoded) -> Path | Image.Image:
-    if not isinstance(picture, bytes):
-        return picture
+def _decoded(picture: Encoded) -> Image.Image:
+    """A picture as :func:`~instantcharacter.reference.open_picture` has it; no file of it stays open."""
+    data = picture.read_bytes() if isinstance(picture, Path) else picture
     try:
-        return Image.open(io.BytesIO(picture))
-    except OSError as error:
-        raise BadSample(f"not a picture: {error}") from error
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return open_picture(image)
+    except UnidentifiedImageError as error:
+        raise BadSample("not a picture that can be read") from error
+    except (OSError, Image.DecompressionBombError, SyntaxError, EOFError, RuntimeError) as error:
+        raise BadSample(f"not a whole picture: {error}") from error
 
 
 def _kept(file: Path) -> Tensors | None:
-    """What is in a file of the cache; one that is cut off is made again."""
+    """What is in a file of the cache; one that is cut off or cannot be read is made again."""
     try:
         return read_safetensors(file, "what the training keeps")[0]
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from .config import Source
+
+logger = logging.getLogger(__name__)
 
 Encoded: TypeAlias = "Path | bytes"
 """A picture as it comes: a file, or what would be in one."""
@@ -100,6 +105,8 @@ class Tally:
         self.seen += 1
         if error is None:
             return
+        if str(error) not in self.bad:
+            logger.warning("skipped %s", error)
         self.bad.append(str(error))
         if len(self.bad) > self.allowed * max(self.seen, 100):
             named = "\n".join(self.bad[:REMEMBERED])
@@ -159,19 +166,40 @@ def _rows(source: Source) -> _Listed | _Streamed:
 
 
 def _folder(folder: Path) -> list[dict[str, Any]]:
-    """An image folder's rows; a line that is not JSON becomes a row that says so."""
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows.append({"text": row.get("text"), "image": folder / row["file_name"]})
-            if REFERENCE in row:
-                rows[-1][REFERENCE] = folder / row[REFERENCE]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            rows.append({"name": f"{METADATA} line {number}", "text": None})
+    """An image folder's rows; a line that is no sample becomes a row that says why."""
+    numbered = enumerate(_lines(folder / METADATA), 1)
+    rows = [_row(folder, line, f"{METADATA} line {number}") for number, line in numbered if line.strip()]
     if not rows:
         raise ValueError(f"{folder / METADATA} is empty")
     return rows
+
+
+def _lines(path: Path) -> list[str]:
+    """A file's lines as JSON Lines has them, in UTF-8, 16 or 32, with a byte order mark or without.
+
+    ``str.splitlines`` would also split at characters that JSON has within a text, such as U+2028.
+    """
+    data = path.read_bytes()
+    encoding = json.detect_encoding(data)
+    try:
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].decode(encoding, "replace").count("\n") + 1
+        raise ValueError(f"{path} is not in {encoding} at line {line} ({error.reason}): save it in UTF-8") from error
+
+
+def _row(folder: Path, line: str, name: str) -> dict[str, Any]:
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {"name": name, "why": f", the line is not JSON ({error})"}
+    row = told if isinstance(told, dict) else {}
+    if not isinstance(row.get("file_name"), str):
+        return {"name": name, "why": ", the line has no file_name"}
+    pictures = {"image": folder / row["file_name"]}
+    if isinstance(row.get(REFERENCE), str):
+        pictures[REFERENCE] = folder / row[REFERENCE]
+    return {"text": row.get("text"), **pictures}
 
 
 def _sample(row: dict[str, Any], source: Source) -> Sample:
@@ -180,12 +208,52 @@ def _sample(row: dict[str, Any], source: Source) -> Sample:
     reference = _first(row, (name for name in row if name.startswith(REFERENCE))) if source.pairs else picture
     name = f"{source.path}: {picture if isinstance(picture, Path) else row.get('__key__', row['name'])}"
     if picture is None:
-        raise BadSample(f"{name}: no picture")
+        raise BadSample(f"{name}: no picture{row.get('why', '')}")
     if not isinstance(text, str) or not text.strip():
         raise BadSample(f"{name}: no text")
+    if not text.isascii() and any(unicodedata.category(letter) == "Cs" for letter in text):
+        raise BadSample(f"{name}: half a letter in the text (a lone surrogate, such as \\ud83d)")
     if reference is None:
         raise BadSample(f"{name}: no reference, in a source of pairs")
+    picture, reference = (_on_disk(part) if isinstance(part, Path) else part for part in (picture, reference))
     return Sample(name, picture, text.strip(), reference)
+
+
+def _on_disk(picture: Path) -> Path:
+    """A file as the disk has it, where its name was written on another system.
+
+    Its folders may be parted by ``\\``, its letters be in other cases or in the other Unicode form (macOS takes accents
+    off their letters). A name that the disk has is left alone; so is one that nothing there is like.
+
+    Raises:
+        BadSample: several are like it.
+    """
+    try:
+        if picture.exists() or picture == picture.parent:
+            return picture
+        if (parted := Path(str(picture).replace("\\", "/"))) != picture:
+            return _on_disk(parted)
+        folder = _on_disk(picture.parent)
+        alike = _names(folder, folder.stat().st_mtime_ns).get(_plain(picture.name), []) if folder.is_dir() else []
+    except OSError:  # a folder that we may not look into: reading the picture will say so
+        return picture
+    if len(alike) > 1:
+        raise BadSample(f"{picture} is not there, and may be any of {', '.join(path.name for path in sorted(alike))}")
+    return alike[0] if alike else picture
+
+
+@lru_cache(maxsize=16)
+def _names(folder: Path, changed: int) -> dict[str, list[Path]]:
+    """What is in a folder, by plain name; when it was last ``changed`` keeps an old answer from being given."""
+    names: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        names.setdefault(_plain(path.name), []).append(path)
+    return names
+
+
+def _plain(name: str) -> str:
+    """The same for names that differ in case or Unicode form alone."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def _first(row: dict[str, Any], names: Iterable[str]) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from .config import TrainingConfig
 from .examples import Batch, Examples, Held, in_order
 from .flow import CharacterFlow, draw, new_adapter
 from .objective import add_noise, draw_sigmas, positions, velocity_losses
+from .stopping import stop_requests
 
 STATE, ADAPTER = "state.pt", "adapter.safetensors"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -61,6 +61,8 @@ def train(*stages: TrainingConfig) -> Path:
             )
             held = held or Held(config, accelerator.device)
             path = _trainer(config, accelerator, held).run()
+            accelerator.free_memory()  # a stage's models and their hooks are in cycles
+        accelerator.state.destroy_process_group()
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             "the GPU's memory is too small for this training: try optimizer adamw8bit, a smaller batch_size and more "
@@ -138,20 +140,22 @@ class Trainer:
         config, accelerator = self._config, self._accelerator
         accelerator.init_trackers("tensorboard")
         bar = tqdm(total=config.steps, initial=self._step, desc="train", disable=not accelerator.is_main_process)
-        with _interruption() as interrupted, bar:
+        with stop_requests(accelerator.num_processes) as stop_requested, bar:
             batches = self._examples.batches(self._position)
             while self._step < config.steps:
                 self._take_step(batches)
+                stop = stop_requested()
                 bar.update()
                 if self._step % config.log_every == 0:
                     bar.set_postfix(loss=f"{self._log():.4f}")
                 if self._step % config.preview_every == 0:
                     self._preview()
-                if self._step % config.save_every == 0 or interrupted or self._step == config.steps:
+                if self._step % config.save_every == 0 or stop or self._step == config.steps:
                     self._save()
-                if interrupted:
+                if stop:
                     raise KeyboardInterrupt
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         return config.output / ADAPTER
 
     def _take_step(self, batches: Iterator[tuple[Batch, int]]) -> None:
@@ -192,8 +196,8 @@ class Trainer:
 
     def _seed(self, part: int) -> int:
         """Another one for every pass of every step in every process."""
-        passes = self._step * self._config.accumulate + part
-        return (self._config.seed << 40) + passes * self._accelerator.num_processes + self._accelerator.process_index
+        process = self._accelerator.process_index
+        return random.Random(f"{self._config.seed} {self._step} {part} {process}").getrandbits(64)
 
     def _dropped(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Some of it without a text, some without a character."""
@@ -349,17 +353,3 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.
     except ImportError as error:
         raise ValueError("optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes") from error
     return AdamW8bit(parameters, **settings)
-
-
-@contextmanager
-def _interruption() -> Iterator[list[int]]:
-    """Within this block an interruption or a request to end is noted, to be followed when the step is done."""
-    noted: list[int] = []
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, lambda number, _: noted.append(number))
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

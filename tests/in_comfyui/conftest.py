@@ -1,23 +1,55 @@
-"""These tests run inside a real ComfyUI, in its Python, on its CPU device: see ``tests/test_comfyui.py``."""
+"""These tests run inside a real ComfyUI, in its Python: see ``tests/test_inside_comfyui.py``.
+
+``PRETENDED_CUDA`` says on what device: none, ComfyUI's CPU; ``static``, a pretended GPU; ``novram``, one on which FLUX
+comes layer by layer; ``dynamic``, ComfyUI's dynamic VRAM on it; ``tight``, the same with pages for a third of FLUX.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
-sys.argv = ["comfyui", "--cpu"]
+MODE = os.environ.get("PRETENDED_CUDA", "")
+PAGES = {"tight": 900}
+
+sys.argv = ["comfyui", "--fp32-unet"] if MODE else ["comfyui", "--cpu"]
+sys.argv += ["--novram"] if MODE == "novram" else []
 sys.path.insert(0, os.environ["INSIDE_COMFYUI"])
+
+import pretended_aimdo
+import pytest
+from pretended_cuda import PretendedCuda
+
+CARD = PretendedCuda() if MODE else None
+if CARD:
+    CARD.__enter__()
 
 import comfy.options
 
 comfy.options.enable_args_parsing()
 
 import comfy.sd
-import pytest
 import recorded
 
 from instantcharacter import Character
 from instantcharacter.comfy_host import HostedAdapter
+
+if MODE in ("dynamic", "tight"):
+    pretended_aimdo.install()
+
+
+@pytest.fixture(autouse=True)
+def no_races() -> Iterator[None]:
+    """Nothing is read, written or freed while a copy of it may be under way."""
+    if CARD is None:
+        yield
+        return
+    CARD.races.clear()
+    pretended_aimdo.Budget.pages = PAGES.get(MODE, 10**9)
+    yield
+    races = list(dict.fromkeys(CARD.races))
+    assert not races, races[:8]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import recorded
 import torch
 from comfy.patcher_extension import WrappersMP
 from diffusers import FlowMatchEulerDiscreteScheduler
+from in_comfyui.sampling import COLUMNS, ROWS, SIGMAS, conditioning, sample, to_latents, to_tokens
 from recorded import error
 from reference.reference_fill import inputs
 
@@ -21,35 +22,6 @@ from instantcharacter.comfy_patch import KEY, Part
 from instantcharacter.processor import LearningAttention
 
 EXPECTED = recorded.expected()
-ROWS, COLUMNS = 4, 6
-SIGMAS = torch.tensor([1.0, 0.8125, 0.5625, 0.25, 0.0])
-
-
-def to_latents(tokens: torch.Tensor) -> torch.Tensor:
-    """[B, rows · columns, 64] tokens as [B, 16, h, w] latents."""
-    return tokens.view(-1, ROWS, COLUMNS, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, 16, 2 * ROWS, 2 * COLUMNS)
-
-
-def to_tokens(latents: torch.Tensor) -> torch.Tensor:
-    return latents.view(-1, 16, ROWS, 2, COLUMNS, 2).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def conditioning(which: str = "prompt") -> list:
-    prefix = {"prompt": "", "negative": "negative_"}[which]
-    text = recorded.prompt() if which == "prompt" else recorded.negative_prompt()
-    pooled = text[f"{prefix}pooled_prompt_embeds"]
-    return [[text[f"{prefix}prompt_embeds"], {"pooled_output": pooled, "guidance": 3.5}]]
-
-
-def sample(model, sampler="euler", sigmas=SIGMAS, cfg=1.0, batch=1, **settings) -> torch.Tensor:
-    """ComfyUI's own sampling, from noise of 0.5: latents [B, 16, 8, 12]."""
-    noise = to_latents(recorded.run_settings()["latents"]).expand(batch, -1, -1, -1)
-    empty = torch.zeros_like(noise)
-    settings = {"seed": 0, "disable_pbar": True, **settings}
-    chosen = comfy.samplers.sampler_object(sampler)
-    positive, negative = conditioning(), conditioning("negative")
-    sigmas = sigmas.clone()  # uni_pc changes them
-    return comfy.sample.sample_custom(model, noise, cfg, chosen, sigmas, positive, negative, empty, **settings)
 
 
 @pytest.fixture
@@ -90,7 +62,7 @@ def test_flux_is_the_recorded_one(model, drawn, adapter, scale):
         tokens = inputs("character_tokens", (2, 16, 64), recorded.SEED)
         unfolded = [lambda query, tokens, _, attend, block=block: block(query, tokens, attend) for block in attention]
         part = comfy_patch._Drawn([Subject(tokens, torch.tensor(scale))], unfolded, [None] * 4)
-        options[KEY] = comfy_patch._Step(run=lambda: None, drawn=[part], picture_tokens=24, double_blocks=2)
+        options[KEY] = comfy_patch._Step(run=None, drawn=[part], picture_tokens=24, double_blocks=2)
     with torch.no_grad():
         out = flux(
             to_latents(call["hidden_states"]),
@@ -173,8 +145,10 @@ def test_window_is_comfyuis(model, drawn):
     assert error(sample(drawn(start=0.0, end=1.0)), sample(drawn())) == 0
 
 
-def test_an_empty_window_is_plain_flux(model, drawn):
-    assert torch.equal(sample(drawn(start=0.01, end=0.02)), sample(model))
+@pytest.mark.parametrize("window", [(0.01, 0.02), (0.0, 0.0), (1.0, 1.0), (0.5, 0.5)])
+def test_an_empty_window_is_plain_flux(model, drawn, window):
+    start, end = window
+    assert torch.equal(sample(drawn(start=start, end=end)), sample(model))
 
 
 # With everything else
@@ -217,6 +191,31 @@ def test_odd_sizes_are_padded_as_comfyui_does(model, drawn):
     assert error(everywhere, odd(model)) > 1e-3
 
 
+def sample_area(on, area: tuple[int, int, int, int], **settings) -> torch.Tensor:
+    """Sampled for a prompt for an area alone: height, width, top and left in latents."""
+    prompts = [[cond, {**extra, "area": area, "strength": 1.0}] for cond, extra in conditioning()]
+    noise = to_latents(recorded.run_settings()["latents"])
+    euler = comfy.samplers.sampler_object("euler")
+    return comfy.sample.sample_custom(
+        on, noise, 1.0, euler, SIGMAS, prompts, prompts, noise * 0, disable_pbar=True, **settings
+    )
+
+
+def test_a_mask_goes_with_a_prompt_for_an_area(model, drawn):
+    """Conditioning Set Area, or Set Mask with "mask bounds": FLUX then gets a part of the latents."""
+    area = (4, 6, 2, 4)
+    plain, everywhere = sample_area(model, area), sample_area(drawn(), area)
+    inside, half = torch.zeros(1, 8, 12), torch.zeros(1, 8, 12)
+    inside[:, 2:6, 4:10] = 1
+    half[:, 2:6, 4:7] = 1
+    assert error(sample_area(drawn(mask=torch.ones(1, 20, 30)), area), everywhere) < 1e-5
+    assert error(sample_area(drawn(mask=inside), area), everywhere) < 1e-5
+    assert torch.equal(sample_area(drawn(mask=1 - inside), area), plain)
+    in_half = sample_area(drawn(mask=half), area)
+    assert error(in_half, plain) > 1e-3
+    assert error(in_half, everywhere) > 1e-3
+
+
 def test_references_of_kontext_are_left_alone(model, drawn):
     """The tokens of reference latents come after the picture's own, and do not look at the character."""
     seen = []
@@ -257,14 +256,34 @@ def test_style_lora_on_the_model_adds_up_with_the_character(model, adapter, char
     assert error(sample(after), theirs) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_compute_dtype_may_be_set_before_and_after_the_character(model, adapter, character, dtype, before):
+    """The node Model Compute Dtype."""
+    on = model.clone()
+    if before:
+        on.set_model_compute_dtype(dtype)
+    on = comfy_patch.apply(on, Part(adapter, character, 0.9))
+    if not before:
+        on.set_model_compute_dtype(dtype)
+    whole, rounded = sample(comfy_patch.apply(model, Part(adapter, character, 0.9))), model.clone()
+    rounded.set_model_compute_dtype(dtype)
+    rounding = error(sample(rounded), sample(model))
+    for _ in range(2):
+        assert error(sample(on), whole) < 1.5 * rounding
+        assert error(sample(on), sample(rounded)) > 1e-3
+    (blocks,) = on.get_additional_models()
+    assert {weight.dtype for weight in blocks.model.parameters()} == {dtype}
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
 def test_flux_stored_smaller_draws_the_character(adapter, character, reference, dtype):
-    """As Load Diffusion Model's weight_dtype does it: stored in fp8 or bf16, computed on this CPU in float32."""
+    """As Load Diffusion Model's weight_dtype does it: stored in fp8 or bf16, computed here in float32."""
     state = {key: weight.to(dtype) for key, weight in recorded.transformer().state_dict().items()}
     copy = {key: weight.clone() for key, weight in state.items()}  # ComfyUI changes what it is given
     stored = comfy.sd.load_diffusion_model_state_dict(copy, model_options={"dtype": dtype})
     assert next(stored.model.diffusion_model.parameters()).dtype == dtype
-    assert stored.model.get_dtype_inference() == torch.float32
+    stored.set_model_compute_dtype(torch.float32)
     reference.remove_character_adapter()
     reference.transformer.load_state_dict({key: weight.float() for key, weight in state.items()})
     reference.set_character_adapter(recorded.adapter())
@@ -326,6 +345,25 @@ def test_tokens_are_made_once_for_a_schedule(drawn, adapter, monkeypatch):
     assert len(resampled) == 4
 
 
+def test_a_character_with_two_parts_is_resampled_once(model, adapter, character, monkeypatch):
+    resampled = []
+    resample = adapter.projector.resample
+
+    def counting(fused, timestep, folded=False):
+        resampled.extend(timestep.tolist())
+        return resample(fused, timestep, folded)
+
+    monkeypatch.setattr(adapter.projector, "resample", counting)
+    twice = model
+    for window in ({"end": 0.4}, {"start": 0.6}):
+        twice = comfy_patch.apply(twice, Part(adapter, character, 0.9, **window))
+    first = sample(twice)
+    assert len(resampled) == len(set(resampled))
+    made = len(resampled)
+    assert torch.equal(sample(twice), first)
+    assert len(resampled) == made
+
+
 def test_resampler_is_not_loaded_while_sampling(drawn, adapter):
     def loaded() -> list:
         return [model.model.model for model in comfy.model_management.current_loaded_models]
@@ -338,8 +376,11 @@ def test_resampler_is_not_loaded_while_sampling(drawn, adapter):
     assert all(adapter.attention(torch.float32).model in models for models in during)
 
 
-def test_folded_attention_is_made_once_for_an_adapter(drawn, adapter):
-    assert drawn().get_additional_models()[0].model is drawn().get_additional_models()[0].model
+def test_folded_attention_is_made_once_for_an_adapter(drawn):
+    one, other = drawn(), drawn()
+    for patched in (one, other):
+        sample(patched)
+    assert one.get_additional_models()[0].model is other.get_additional_models()[0].model
 
 
 # Errors
@@ -387,11 +428,60 @@ def test_empty_mask_is_refused(drawn):
         drawn(mask=torch.zeros(1, 8, 8))
 
 
-def test_patch_that_nobody_calls_is_an_error(drawn):
-    patched = drawn()
+def left_out(patched, blocks: list[int]):
+    """The MODEL with these double blocks of FLUX left out by another node."""
+    for i in blocks:
+        patched.set_model_patch_replace(
+            lambda args, _: {"img": args["img"], "txt": args["txt"]}, "dit", "double_block", i
+        )
+    return patched
+
+
+def test_patches_that_nobody_calls_are_an_error_after_the_first_step(drawn):
+    patched, steps = drawn(), []
     patched.model_options["transformer_options"]["patches"].clear()
-    with pytest.raises(RuntimeError, match="the character is not in the picture"):
-        sample(patched)
+    with pytest.raises(RuntimeError, match="only 0 of its 4 blocks called.*EasyCache and LazyCache work"):
+        sample(patched, callback=lambda step, *_: steps.append(step))
+    assert not steps
+
+
+def test_patches_that_begin_later_are_looked_at_then(drawn):
+    patched, steps = drawn(start=0.5), []
+    patched.model_options["transformer_options"]["patches"].clear()
+    with pytest.raises(RuntimeError, match="only 0 of its 4 blocks called"):
+        sample(patched, callback=lambda step, *_: steps.append(step))
+    assert 0 < len(steps) < 4
+
+
+def test_a_few_blocks_that_are_left_out_are_a_warning(drawn, caplog):
+    sample(left_out(drawn(), [0]))
+    assert "only 3 of its 4 blocks called" in caplog.text
+
+
+def test_most_blocks_left_out_are_an_error(drawn, monkeypatch):
+    monkeypatch.setattr(comfy_patch._Step, "add", lambda step, *_: step.looked.add(0))
+    with pytest.raises(RuntimeError, match="only 1 of its 4 blocks called"):
+        sample(drawn())
+
+
+@pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
+@pytest.mark.parametrize("after", [False, True])
+def test_comfyuis_caches_work_before_and_after_apply(model, drawn, adapter, character, node, after):
+    from comfy_extras import nodes_easycache
+
+    sigmas = torch.linspace(1, 0, 13)
+
+    def cached(on):
+        return getattr(nodes_easycache, node).execute(on, 5.0, 0.15, 0.95, False).args[0]
+
+    both = cached(drawn()) if after else comfy_patch.apply(cached(model), Part(adapter, character, 0.9))
+    calls = []
+    flux = model.model.diffusion_model
+    handle = flux.double_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    ours = sample(both, sigmas=sigmas)
+    handle.remove()
+    assert len(calls) < 12
+    assert error(ours, sample(cached(model), sigmas=sigmas)) > 1e-3
 
 
 def test_sampler_that_goes_around_comfyui_is_an_error(drawn):
@@ -414,14 +504,17 @@ def test_masks_that_do_not_fit_the_batch_are_refused(drawn):
         sample(drawn(mask=torch.ones(2, 8, 8)), batch=3)
 
 
-def test_mask_with_area_conditioning_is_refused(drawn, model):
-    area = [[cond, {**extra, "area": (4, 4, 0, 0), "strength": 1.0}] for cond, extra in conditioning()]
-    noise = to_latents(recorded.run_settings()["latents"])
-    euler = comfy.samplers.sampler_object("euler")
-    with pytest.raises(ValueError, match="Conditioning Set Mask"):
-        comfy.sample.sample_custom(
-            drawn(mask=torch.ones(1, 8, 8)), noise, 1.0, euler, SIGMAS, area, [], noise * 0, disable_pbar=True
-        )
+def test_mask_with_latents_of_a_part_is_refused(drawn):
+    """As nodes do that draw a picture in tiles."""
+
+    def in_tiles(executor, latents, *args, **kwargs):
+        return executor(latents[..., :4], *args, **kwargs).repeat(1, 1, 1, 3)
+
+    patched = drawn(mask=torch.ones(1, 8, 8))
+    wrappers = patched.wrappers[WrappersMP.DIFFUSION_MODEL]
+    patched.wrappers[WrappersMP.DIFFUSION_MODEL] = {"tiles": [in_tiles], **wrappers}
+    with pytest.raises(ValueError, match="needs latents of the whole picture"):
+        sample(patched)
 
 
 def test_cancelled_sampling_leaves_nothing_behind(drawn, model):

@@ -1,0 +1,73 @@
+"""The rehearsal at its tiny size: every workflow through a real ComfyUI, and what its ending says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import comfyui
+import pytest
+
+SCRIPT = comfyui.PACK / "benchmarks/rehearsal.py"
+PARTS = ["all", "lora", "folders", *(["gguf"] if comfyui.gguf_pack() else [])]
+
+pytestmark = [
+    pytest.mark.skipif(bool(comfyui.why_not()), reason=str(comfyui.why_not())),
+    pytest.mark.xdist_group("comfyui"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("rehearsal")
+
+
+def rehearse(base: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, "--tiny", "--base", base, "--output", base / "logs", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    print(run.stdout, run.stderr[-3000:])
+    return run
+
+
+def rows(run: subprocess.CompletedProcess) -> dict[str, str]:
+    """The table's cells by their prompts."""
+    lines = [line.split("|") for line in run.stdout.splitlines() if line.startswith("| ")]
+    return {cells[1].strip(): cells[2].strip() for cells in lines[2:]}
+
+
+def test_every_workflow_draws(base):
+    run = rehearse(base, *PARTS)
+    assert run.returncode == 0
+    cells = rows(run)
+    assert len(cells) >= 40
+    assert all("GiB" in cell for cell in cells.values())
+    assert "0 failed or not run" in run.stdout
+
+
+def test_node_that_fails_is_told_and_the_rest_runs(base):
+    rehearse(base, "files")
+    adapter = base / "models/ipadapter/instantcharacter_ip-adapter.bin"
+    whole = adapter.read_bytes()
+    adapter.write_bytes(whole[:-1])
+    try:
+        run = rehearse(base, "all", "--only", "next seed")
+    finally:
+        adapter.write_bytes(whole)
+    assert run.returncode == 1
+    assert "tiny, native, next seed: InstantCharacterAdapterLoader: " in run.stdout
+    assert "failed" in rows(run)["native, next seed"]
+    assert "GiB" in rows(run)["plain FLUX, next seed"]
+
+
+def test_what_the_limit_leaves_is_told(base):
+    run = rehearse(base, "all", "--only", "toy", "--limit", "0")
+    assert run.returncode == 1
+    assert "tiny, toy: not run" in run.stdout
+
+
+def test_part_that_is_none_is_refused(base):
+    run = rehearse(base, "24GB")
+    assert run.returncode == 2
+    assert "24GB is no part" in run.stderr

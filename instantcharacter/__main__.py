@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("bfloat16", "float16", "float32")
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
+FLUX_SUFFIXES = (".safetensors", ".sft", ".gguf")
+FLUX_PARTS = ("clip_l", "t5", "vae")
+"""What FLUX in one file comes without."""
 REAL_COMMAND = (
     "python -m instantcharacter generate --reference assets/character.png "
     '--prompt "the fox flies a paper plane over the sea" --output output/fox.png'
@@ -173,11 +176,28 @@ def _check_generate(options: argparse.Namespace, pictures: int, characters: int)
     for path, _ in options.lora:
         if not path.is_file():
             raise FileNotFoundError(f"there is no LoRA file {path}")
+    _check_model(options)
     _check_output(options.output, ".png", *options.reference, *(options.mask or ()))
     if options.save_character:
         _check_output(options.save_character, ".safetensors", *options.character)
         if pictures != 1:
             raise ValueError(f"--save-character keeps one character; there are {pictures} --reference")
+
+
+def _check_model(options: argparse.Namespace) -> None:
+    """Refuse FLUX in files of which some are missing."""
+    parts = {f"--{name.replace('_', '-')}": getattr(options, name) for name in FLUX_PARTS}
+    for flag, path in parts.items():
+        if path and not path.is_file():
+            raise FileNotFoundError(f"there is no file {path} ({flag})")
+    model = Path(options.model)
+    if model.suffix in FLUX_SUFFIXES:
+        if not model.is_file():
+            raise FileNotFoundError(f"there is no FLUX file {model}")
+        if missing := [flag for flag, path in parts.items() if not path]:
+            raise ValueError(f"{model} is FLUX alone: give {', '.join(f'{flag} FILE' for flag in missing)} too")
+    elif any(parts.values()) and not model.is_dir():
+        raise ValueError(f"{', '.join(flag for flag, path in parts.items() if path)}: only with --model FILE or FOLDER")
 
 
 def _draw(
@@ -252,15 +272,11 @@ def _make_characters(
 
 def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
-    from .flux_files import store_in_fp8
     from .lora_files import load_lora
-    from .pipeline import InstantCharacterPipeline
 
     with _stages("FLUX", 3) as begin:
         begin("loading")
-        pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
-        if options.fp8:
-            store_in_fp8(pipeline.transformer, _dtype(options))
+        pipeline = _load_flux(options)
         begin("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
@@ -274,6 +290,22 @@ def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> In
         print(plan, file=sys.stderr)
     if options.compile:
         pipeline.enable_character_compile()
+    return pipeline
+
+
+def _load_flux(options: argparse.Namespace) -> InstantCharacterPipeline:
+    """FLUX from the files or the folder that are given, or from the hub."""
+    from .flux_files import FluxFiles, load_flux, store_in_fp8
+    from .pipeline import InstantCharacterPipeline
+
+    model, parts = Path(options.model), {name: getattr(options, name) for name in FLUX_PARTS}
+    if model.is_file():
+        parts["clip_tokenizer"], parts["t5_tokenizer"] = model_folders.tokenizers(model, options.clip_l, options.t5)
+    if model.exists():
+        return load_flux(FluxFiles(model, **parts), _dtype(options), options.fp8)
+    pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
+    if options.fp8:
+        store_in_fp8(pipeline.transformer, _dtype(options))
     return pipeline
 
 
@@ -335,9 +367,11 @@ def _bytes(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _device(options: argparse.Namespace) -> torch.device:
+    """The device that was named, or else the one there is."""
     import torch
 
-    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    there = {"mps": torch.backends.mps, "cuda": torch.cuda}
+    return torch.device(options.device or next((name for name in there if there[name].is_available()), "cpu"))
 
 
 def _dtype(options: argparse.Namespace) -> torch.dtype:
@@ -401,8 +435,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=_whole(0, 2**64 - 1), help="the same seed draws the same picture")
     command.add_argument("--lora", type=_lora, action="append", default=[], metavar="FILE:WEIGHT",
                          help="a style LoRA; repeat for several")  # fmt: skip
-    command.add_argument("--model", default=models.FLUX, help=f"FLUX.1: a diffusers folder or hub id ({models.FLUX}); "
-                         "toy: small models that come with the pack")  # fmt: skip
+    command.add_argument("--model", default=models.FLUX, help="FLUX.1: one file (with --clip-l, --t5 and --vae), a "
+                         f"diffusers folder, a hub id ({models.FLUX}), or toy: small models that come with the pack"
+                         )  # fmt: skip
+    for name, what in (("clip-l", "CLIP-L"), ("t5", "T5-XXL"), ("vae", "FLUX's VAE")):
+        command.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"{what}, where --model is one file")
     command.add_argument("--offload", choices=("auto", "none", "model", "stream", "sequential"), default="auto",
                          help="what stays on the GPU: as much as fits (auto), everything, one model at a time, as "
                          "little as streaming can, or one layer at a time")  # fmt: skip
@@ -464,7 +501,7 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--siglip", default=models.SIGLIP, help="a folder, hub id or .safetensors, or toy")
     command.add_argument("--dinov2", default=models.DINOV2, help="a folder, hub id or .safetensors, or toy")
     command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors or hub id, or toy")
-    command.add_argument("--device", help="cuda if there is one, else cpu")
+    command.add_argument("--device", help="mps on a Mac, cuda if there is one, else cpu")
     command.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
 
 

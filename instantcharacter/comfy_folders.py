@@ -10,7 +10,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .model_folders import match, save_folder
+from .model_folders import TOKENIZERS, match, save_folder
 from .models import FILES, TOY, ModelFile, fetch, toy
 
 DOWNLOAD = "download"
@@ -146,8 +146,8 @@ def tokenizers() -> tuple[Path, Path]:
     """The folders with CLIP's and T5's vocabularies, which come with ComfyUI."""
     import comfy
 
-    comfy_folder = Path(next(iter(comfy.__path__)))
-    return comfy_folder / "sd1_tokenizer", comfy_folder / "text_encoders" / "t5_tokenizer"
+    clip, t5 = (Path(next(iter(comfy.__path__))).parent / folder for folder in TOKENIZERS)
+    return clip, t5
 
 
 def listed(folder: str) -> list[str]:

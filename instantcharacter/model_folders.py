@@ -8,10 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .models import FILES, ModelFile
+from .models import FILES, FLUX, ModelFile
 
 OLD_NAMES = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
 """ComfyUI's folders that have an older name, too."""
+TOKENIZERS = ("comfy/sd1_tokenizer", "comfy/text_encoders/t5_tokenizer")
+"""Folders with the vocabularies of CLIP and T5, in ComfyUI's."""
+HUB_TOKENIZERS = (
+    *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")),
+    *(f"tokenizer_2/{name}" for name in ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")),
+)
+"""The same in FLUX.1-dev's repository, file by file."""
 SNAPSHOT = re.compile(r"models--[^/]+--([^/]+)/snapshots/[^/]+")
 """A repository in a hub cache, in one of its versions."""
 
@@ -43,11 +50,12 @@ def find(file: ModelFile, folders: Mapping[str, Iterable[str | Path]]) -> Path |
     return None
 
 
-def comfyui_folder() -> Path | None:
-    """The ComfyUI that the pack is in, or else the working directory; through links, as they were written."""
+def comfyui_folder(*places: Path) -> Path | None:
+    """The ComfyUI that the pack is in, or else the working directory or one of these; through links, as written."""
     shell = Path(os.environ.get("PWD", ""))  # the working directory, through the links it was reached by
     there = Path.cwd()
-    for path in (Path(__file__).absolute(), shell if shell.exists() and shell.samefile(there) else there, there):
+    reached = shell if shell.exists() and shell.samefile(there) else there
+    for path in (Path(__file__).absolute(), reached, there, *(place.absolute() for place in places)):
         for folder in (path, *path.parents):
             if (folder / "custom_nodes").is_dir() and (folder / "models").is_dir():
                 return folder
@@ -69,6 +77,29 @@ def model_folders(models: str | Path) -> dict[str, list[Path]]:
         known = folders.setdefault(name, [])
         known.insert(0 if first else len(known), directory)
     return folders
+
+
+def tokenizers(*places: Path) -> tuple[Path, Path]:
+    """The folders with CLIP's and T5's vocabularies: a ComfyUI's, see :func:`comfyui_folder`, or else the hub's.
+
+    Raises:
+        OSError: there is no ComfyUI, and the hub cannot be reached or wants FLUX.1-dev's licence accepted.
+    """
+    comfyui = comfyui_folder(*places)
+    if comfyui and all((comfyui / folder).is_dir() for folder in TOKENIZERS):
+        clip, t5 = (comfyui / folder for folder in TOKENIZERS)
+        return clip, t5
+    import huggingface_hub
+
+    try:
+        folders = {Path(huggingface_hub.hf_hub_download(FLUX, file)).parent for file in HUB_TOKENIZERS}
+    except OSError as error:
+        raise OSError(
+            "the vocabularies of CLIP and T5 come with ComfyUI, and this runs in none; nor could they be fetched: "
+            f"accept FLUX.1-dev's licence at {FILES['flux'].page}, run `hf auth login` and go online, once"
+        ) from error
+    clip, t5 = sorted(folders)
+    return clip, t5
 
 
 def save_folder(file: ModelFile, folders: Mapping[str, Iterable[str | Path]], models: str | Path) -> Path:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import re
 import runpy
 import sys
 import traceback
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("bfloat16", "float16", "float32")
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
-FLUX_SUFFIXES = (".safetensors", ".sft", ".gguf")
+MODEL_FILES = (".safetensors", ".sft", ".gguf", ".bin")
 FLUX_PARTS = ("clip_l", "t5", "vae")
 """What FLUX in one file comes without."""
 REAL_COMMAND = (
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> None:
     """Draw a picture and write it as PNG, its settings in its text."""
-    _choose_toy(options)
+    _choose_models(options)
     pictures, characters = _references(options), _load_characters(options.character)
     _check_generate(options, len(pictures), len(characters))
     adapter = _load_adapter(options)
@@ -83,7 +84,7 @@ def encode(options: argparse.Namespace) -> None:
     """Make a character file of a picture: needs the encoders and the adapter, not FLUX."""
     if len(options.reference) != 1:
         raise ValueError(f"a character is made of one picture; there are {len(options.reference)} --reference")
-    _choose_toy(options)
+    _choose_models(options)
     pictures = _references(options)
     _check_output(options.output, ".safetensors")
     (character,) = _make_characters(_load_adapter(options), pictures, options)
@@ -95,6 +96,7 @@ def convert(options: argparse.Namespace) -> None:
     """Write an adapter as ``.safetensors``, beside the original unless told otherwise."""
     from .adapter import CharacterAdapter
 
+    _check_source("adapter", options.adapter)
     source = models.adapter_file(options.adapter)
     output = options.output or source.with_suffix(".safetensors")
     if output.suffix not in (".safetensors", ".bin"):
@@ -153,8 +155,8 @@ def demo(options: argparse.Namespace) -> None:
     print(f"With the real weights (FLUX.1-dev, about 47 GB to fetch, a GPU):\n  {REAL_COMMAND}")
 
 
-def _choose_toy(options: argparse.Namespace) -> None:
-    """Have the toy models' paths where the toy is chosen; what is not named is chosen with its FLUX."""
+def _choose_models(options: argparse.Namespace) -> None:
+    """Have the toy models' paths where the toy is chosen, with its FLUX all of them; refuse what cannot be a model."""
     usual = {"siglip": models.SIGLIP, "dinov2": models.DINOV2, "adapter": models.ADAPTER}
     whole = getattr(options, "model", None) == models.TOY
     for name in usual:
@@ -164,6 +166,17 @@ def _choose_toy(options: argparse.Namespace) -> None:
         options.model = str(models.toy("flux"))
     if "size" in options:
         options.size = options.size or (TOY_SIZE if whole else SIZE)
+    for name in ("model", *usual):
+        if name in options:
+            _check_source(f"--{name}", getattr(options, name))
+
+
+def _check_source(flag: str, source: str) -> None:
+    """Raise ``FileNotFoundError`` for what is neither there nor the name of a repository on the hub."""
+    if Path(source).suffix in MODEL_FILES and not Path(source).is_file():
+        raise FileNotFoundError(f"there is no file {source} ({flag})")
+    if not source or not (Path(source).exists() or re.fullmatch(r"[\w.-]*\w/[\w.-]+", source)):
+        raise FileNotFoundError(f"there is no file or folder {source!r}, nor can it be on the hub ({flag})")
 
 
 def _check_generate(options: argparse.Namespace, pictures: int, characters: int) -> None:
@@ -185,15 +198,13 @@ def _check_generate(options: argparse.Namespace, pictures: int, characters: int)
 
 
 def _check_model(options: argparse.Namespace) -> None:
-    """Refuse FLUX in files of which some are missing."""
+    """Refuse FLUX in files of its own of which some are missing."""
     parts = {f"--{name.replace('_', '-')}": getattr(options, name) for name in FLUX_PARTS}
     for flag, path in parts.items():
         if path and not path.is_file():
             raise FileNotFoundError(f"there is no file {path} ({flag})")
     model = Path(options.model)
-    if model.suffix in FLUX_SUFFIXES:
-        if not model.is_file():
-            raise FileNotFoundError(f"there is no FLUX file {model}")
+    if model.is_file():
         if missing := [flag for flag, path in parts.items() if not path]:
             raise ValueError(f"{model} is FLUX alone: give {', '.join(f'{flag} FILE' for flag in missing)} too")
     elif any(parts.values()) and not model.is_dir():
@@ -261,7 +272,8 @@ def _make_characters(
     device, dtype = _device(options), _dtype(options)
     with _stages("reference", 1 + len(pictures)) as begin:
         begin("loading the encoders")
-        encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype=dtype)
+        with _named(options.siglip, options.dinov2):
+            encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype=dtype)
         characters = []
         with lent(encoder, device), lent(adapter.projector, device):
             for picture in pictures:
@@ -303,10 +315,23 @@ def _load_flux(options: argparse.Namespace) -> InstantCharacterPipeline:
         parts["clip_tokenizer"], parts["t5_tokenizer"] = model_folders.tokenizers(model, options.clip_l, options.t5)
     if model.exists():
         return load_flux(FluxFiles(model, **parts), _dtype(options), options.fp8)
-    pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
+    with _named(options.model):
+        pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
     if options.fp8:
         store_in_fp8(pipeline.transformer, _dtype(options))
     return pipeline
+
+
+@contextmanager
+def _named(*sources: str) -> Iterator[None]:
+    """The hub's errors in the block, with the names of what was asked of it."""
+    remote = [source for source in sources if not Path(source).exists()]
+    try:
+        yield
+    except OSError as error:
+        if not remote:
+            raise
+        raise OSError(f"{' or '.join(remote)} could not be had: {_one_line(error)}") from error
 
 
 def _references(options: argparse.Namespace) -> list[Image.Image]:
@@ -317,7 +342,8 @@ def _references(options: argparse.Namespace) -> list[Image.Image]:
     if len(masks) != len(options.reference):
         raise ValueError(f"{len(masks)} --mask for {len(options.reference)} --reference: give one each, or none")
     return [
-        cut_out(picture, mask) if mask else open_picture(picture) for picture, mask in zip(options.reference, masks)
+        open_picture(picture) if mask is None else cut_out(picture, mask)
+        for picture, mask in zip(options.reference, masks)
     ]
 
 
@@ -500,7 +526,7 @@ def _reference_options(command: argparse.ArgumentParser, required: bool) -> None
 def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--siglip", default=models.SIGLIP, help="a folder, hub id or .safetensors, or toy")
     command.add_argument("--dinov2", default=models.DINOV2, help="a folder, hub id or .safetensors, or toy")
-    command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors or hub id, or toy")
+    command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors, folder or hub id, or toy")
     command.add_argument("--device", help="mps on a Mac, cuda if there is one, else cpu")
     command.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
 

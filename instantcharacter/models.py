@@ -182,13 +182,15 @@ def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = No
 
 
 def adapter_file(source: str) -> Path:
-    """An adapter's file: ``source`` itself if it ends like one, else fetched from that hub repository, once.
+    """An adapter's file: ``source`` if it ends like one, else the released one in a folder or a hub repository.
 
     Raises:
         OSError: the hub cannot be reached, or has no such repository or file.
     """
     if Path(source).suffix in (".bin", ".safetensors"):
         return Path(source)
+    if Path(source).is_dir():
+        return Path(source, ADAPTER_FILE)
     import huggingface_hub
 
     try:

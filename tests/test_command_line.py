@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -462,6 +463,43 @@ def test_impossible_settings_are_status_2(generate, arguments):
     with pytest.raises(SystemExit) as stop:
         generate("--reference", recorded.PICTURE, *arguments.split())
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "encode"])
+@pytest.mark.parametrize("option", ["--siglip", "--dinov2", "--adapter"])
+@pytest.mark.parametrize("typed", ["gone.safetensors", "./gone", "models/gone/here", "gone", "", "models\\gone"])
+def test_model_that_is_nowhere_is_said_before_others_are_loaded(
+    generate, tmp_path, capsys, monkeypatch, no_models, command, option, typed
+):
+    monkeypatch.chdir(tmp_path)
+    if command == "generate":
+        assert generate("--reference", recorded.PICTURE, option, typed)[0] == 2
+    else:
+        assert main(["encode", "--reference", str(recorded.PICTURE), option, typed, "--output", "fox.safetensors"]) == 2
+    assert re.fullmatch(rf"error: there is no file .*{re.escape(repr(typed)[1:-1])}.*\({option}\)", error_line(capsys))
+
+
+@pytest.mark.parametrize("option", ["--siglip", "--dinov2", "--model"])
+def test_repository_that_cannot_be_had_is_named(generate, capsys, option):
+    assert generate("--reference", recorded.PICTURE, option, "nobody/nothing")[0] == 2
+    assert error_line(capsys).startswith("error: nobody/nothing could not be had: ")
+
+
+@pytest.mark.parametrize("option", ["--reference", "--mask", "--character", "--lora"])
+@pytest.mark.parametrize("typed", ["gone.png", "/", "", "x" * 300])
+def test_file_that_is_not_there_is_one_line(generate, capsys, no_models, option, typed):
+    reference = () if option == "--reference" else ("--reference", recorded.PICTURE)
+    assert generate(*reference, option, typed)[0] == 2
+    assert error_line(capsys)
+
+
+def test_adapter_is_found_in_its_folder(generate, models, tmp_path):
+    _, output = generate("--reference", recorded.PICTURE)
+    expected = Image.open(output).tobytes()
+    CharacterAdapter.from_file(models / "adapter.safetensors").save(tmp_path / "ip/instantcharacter_ip-adapter.bin")
+    (tmp_path / "ip/instantcharacter_ip-adapter.json").write_text(json.dumps(asdict(tiny.ADAPTER)))
+    assert generate("--reference", recorded.PICTURE, "--adapter", tmp_path / "ip")[0] == 0
+    assert Image.open(output).tobytes() == expected
 
 
 def test_verbose_shows_the_traceback(generate, capsys):

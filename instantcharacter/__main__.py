@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import runpy
 import sys
 import traceback
 import warnings
@@ -15,7 +16,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from . import models
+if not (__spec__ and __spec__.parent):  # run as a folder, `python …/instantcharacter`, not as a module
+    sys.path[0] = str(Path(__file__).absolute().parents[1])
+    runpy.run_module("instantcharacter", run_name="__main__", alter_sys=True)
+    sys.exit()
+
+from . import model_folders, models
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +32,10 @@ if TYPE_CHECKING:
     from .pipeline import InstantCharacterPipeline
 
 DTYPES = ("bfloat16", "float16", "float32")
-ALSO = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
-"""ComfyUI's folders that have another directory by this name."""
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
+FLUX_SUFFIXES = (".safetensors", ".sft", ".gguf")
+FLUX_PARTS = ("clip_l", "t5", "vae")
+"""What FLUX in one file comes without."""
 REAL_COMMAND = (
     "python -m instantcharacter generate --reference assets/character.png "
     '--prompt "the fox flies a paper plane over the sea" --output output/fox.png'
@@ -105,16 +112,18 @@ def convert(options: argparse.Namespace) -> None:
 
 def download(options: argparse.Namespace) -> None:
     """Fetch model files into ComfyUI's folders; what is there is not fetched again."""
-    folder = options.models or _comfyui_models()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: give ComfyUI's models folder with --models")
+    comfyui = model_folders.comfyui_folder()
+    folder = options.models or (comfyui and comfyui / "models")
+    if folder is None or not folder.is_dir():
+        found = f"there is no folder {folder}" if folder else "this pack is in no ComfyUI"
+        raise FileNotFoundError(f"{found}: give ComfyUI's models folder with --models")
+    folders = model_folders.model_folders(folder)
     for name in options.file or models.FILES:
         file = models.FILES[name]
-        places = {key: [folder / key, *(folder / also for also in ALSO.get(key, ()))] for key in file.searched}
-        path = models.find(file, places)
+        path = model_folders.find(file, folders)
         if path is None:
             with _bytes(file.title) as told:
-                path = models.fetch(file, folder / file.folder, told)
+                path = models.fetch(file, model_folders.save_folder(file, folders, folder), told)
         print(f"{name}: {path}")
 
 
@@ -167,11 +176,28 @@ def _check_generate(options: argparse.Namespace, pictures: int, characters: int)
     for path, _ in options.lora:
         if not path.is_file():
             raise FileNotFoundError(f"there is no LoRA file {path}")
+    _check_model(options)
     _check_output(options.output, ".png", *options.reference, *(options.mask or ()))
     if options.save_character:
         _check_output(options.save_character, ".safetensors", *options.character)
         if pictures != 1:
             raise ValueError(f"--save-character keeps one character; there are {pictures} --reference")
+
+
+def _check_model(options: argparse.Namespace) -> None:
+    """Refuse FLUX in files of which some are missing."""
+    parts = {f"--{name.replace('_', '-')}": getattr(options, name) for name in FLUX_PARTS}
+    for flag, path in parts.items():
+        if path and not path.is_file():
+            raise FileNotFoundError(f"there is no file {path} ({flag})")
+    model = Path(options.model)
+    if model.suffix in FLUX_SUFFIXES:
+        if not model.is_file():
+            raise FileNotFoundError(f"there is no FLUX file {model}")
+        if missing := [flag for flag, path in parts.items() if not path]:
+            raise ValueError(f"{model} is FLUX alone: give {', '.join(f'{flag} FILE' for flag in missing)} too")
+    elif any(parts.values()) and not model.is_dir():
+        raise ValueError(f"{', '.join(flag for flag, path in parts.items() if path)}: only with --model FILE or FOLDER")
 
 
 def _draw(
@@ -246,15 +272,11 @@ def _make_characters(
 
 def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
-    from .flux_files import store_in_fp8
     from .lora_files import load_lora
-    from .pipeline import InstantCharacterPipeline
 
     with _stages("FLUX", 3) as begin:
         begin("loading")
-        pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
-        if options.fp8:
-            store_in_fp8(pipeline.transformer, _dtype(options))
+        pipeline = _load_flux(options)
         begin("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
@@ -268,6 +290,22 @@ def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> In
         print(plan, file=sys.stderr)
     if options.compile:
         pipeline.enable_character_compile()
+    return pipeline
+
+
+def _load_flux(options: argparse.Namespace) -> InstantCharacterPipeline:
+    """FLUX from the files or the folder that are given, or from the hub."""
+    from .flux_files import FluxFiles, load_flux, store_in_fp8
+    from .pipeline import InstantCharacterPipeline
+
+    model, parts = Path(options.model), {name: getattr(options, name) for name in FLUX_PARTS}
+    if model.is_file():
+        parts["clip_tokenizer"], parts["t5_tokenizer"] = model_folders.tokenizers(model, options.clip_l, options.t5)
+    if model.exists():
+        return load_flux(FluxFiles(model, **parts), _dtype(options), options.fp8)
+    pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
+    if options.fp8:
+        store_in_fp8(pipeline.transformer, _dtype(options))
     return pipeline
 
 
@@ -314,11 +352,6 @@ def _is_png(path: Path) -> bool:
         return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def _comfyui_models() -> Path:
-    """The models folder of the ComfyUI that this pack is installed in."""
-    return Path(__file__).resolve().parents[3] / "models"
-
-
 @contextmanager
 def _bytes(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar in bytes: call what it gives with how many are here, and how many there are."""
@@ -334,9 +367,11 @@ def _bytes(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _device(options: argparse.Namespace) -> torch.device:
+    """The device that was named, or else the one there is."""
     import torch
 
-    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    there = {"mps": torch.backends.mps, "cuda": torch.cuda}
+    return torch.device(options.device or next((name for name in there if there[name].is_available()), "cpu"))
 
 
 def _dtype(options: argparse.Namespace) -> torch.dtype:
@@ -400,8 +435,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=_whole(0, 2**64 - 1), help="the same seed draws the same picture")
     command.add_argument("--lora", type=_lora, action="append", default=[], metavar="FILE:WEIGHT",
                          help="a style LoRA; repeat for several")  # fmt: skip
-    command.add_argument("--model", default=models.FLUX, help=f"FLUX.1: a diffusers folder or hub id ({models.FLUX}); "
-                         "toy: small models that come with the pack")  # fmt: skip
+    command.add_argument("--model", default=models.FLUX, help="FLUX.1: one file (with --clip-l, --t5 and --vae), a "
+                         f"diffusers folder, a hub id ({models.FLUX}), or toy: small models that come with the pack"
+                         )  # fmt: skip
+    for name, what in (("clip-l", "CLIP-L"), ("t5", "T5-XXL"), ("vae", "FLUX's VAE")):
+        command.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"{what}, where --model is one file")
     command.add_argument("--offload", choices=("auto", "none", "model", "stream", "sequential"), default="auto",
                          help="what stays on the GPU: as much as fits (auto), everything, one model at a time, as "
                          "little as streaming can, or one layer at a time")  # fmt: skip
@@ -463,7 +501,7 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--siglip", default=models.SIGLIP, help="a folder, hub id or .safetensors, or toy")
     command.add_argument("--dinov2", default=models.DINOV2, help="a folder, hub id or .safetensors, or toy")
     command.add_argument("--adapter", default=models.ADAPTER, help="a .bin, .safetensors or hub id, or toy")
-    command.add_argument("--device", help="cuda if there is one, else cpu")
+    command.add_argument("--device", help="mps on a Mac, cuda if there is one, else cpu")
     command.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import folder_paths
 
-from .models import FILES, TOY, ModelFile, fetch, match, toy
+from .model_folders import TOKENIZERS, match, save_folder
+from .models import FILES, TOY, ModelFile, fetch, toy
 
 DOWNLOAD = "download"
 """The choice in a list that fetches the usual file, unless it is there."""
@@ -68,7 +69,7 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
     if choice == DOWNLOAD:
         usual = _usual(name)
         if usual is None:
-            return fetch(file, save_folder(file), progress, token)
+            return fetch(file, _save_folder(file), progress, token)
         choice = usual
     path = _path(name, choice)
     if path is None:
@@ -102,12 +103,6 @@ def locate_flux(
             in_folder = choice == DOWNLOAD and path.is_dir() and _has_weights(path / PARTS[name])
             paths[name] = None if in_folder else locate(name, choice, progress, token)
     return paths
-
-
-def save_folder(file: ModelFile) -> Path:
-    """Where a file that is fetched goes: the directory of its folder's name that ComfyUI searches."""
-    known = (Path(path) for folder in file.searched for path in folder_paths.get_folder_paths(folder))
-    return next((path for path in known if path.name == file.folder), Path(folder_paths.models_dir, file.folder))
 
 
 def inside_models(given: str) -> Path:
@@ -151,8 +146,8 @@ def tokenizers() -> tuple[Path, Path]:
     """The folders with CLIP's and T5's vocabularies, which come with ComfyUI."""
     import comfy
 
-    comfy_folder = Path(next(iter(comfy.__path__)))
-    return comfy_folder / "sd1_tokenizer", comfy_folder / "text_encoders" / "t5_tokenizer"
+    clip, t5 = (Path(next(iter(comfy.__path__))).parent / folder for folder in TOKENIZERS)
+    return clip, t5
 
 
 def listed(folder: str) -> list[str]:
@@ -176,6 +171,11 @@ def _check_typed(path: str, name_bytes: int = NAME_BYTES) -> None:
 def _utf8(names: Iterable[str]) -> list[str]:
     """The names that UTF-8 has; those of files in another encoding are left out."""
     return [name for name in names if name.encode("utf-8", "ignore").decode() == name]
+
+
+def _save_folder(file: ModelFile) -> Path:
+    folders = {name: folder_paths.get_folder_paths(name) for name in file.searched}
+    return save_folder(file, folders, folder_paths.models_dir)
 
 
 def _usual(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Which model files InstantCharacter needs, where they are kept, and where they come from.
+"""Which model files InstantCharacter needs, and where they come from.
 
 Folders have ComfyUI's names. Fetching is huggingface_hub's: it resumes, keeps to ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``
 and ``HF_TOKEN``, and gives a file its name only when it is whole.
@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,6 @@ TOY_FILES = {
 }
 """In that folder, by the names of :data:`FILES`, and a LoRA."""
 
-SNAPSHOT = re.compile(r"models--[^/]+--([^/]+)/snapshots/[^/]+")
-"""A repository in a hub cache, in one of its versions."""
 SPARE = 256 * 2**20
 """Bytes to leave free on a disk."""
 
@@ -151,33 +149,6 @@ def toy(name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: the toy models come with the pack's repository; clone it")
     return path
-
-
-def match(file: ModelFile, names: Iterable[str]) -> str | None:
-    """The first of a folder's file names that is this file's, or else another that it goes by; of any depth.
-
-    A snapshot in a hub cache counts as a folder of its repository's name.
-    """
-    listed = {SNAPSHOT.sub(r"\1", f"/{name}".replace("\\", "/")): name for name in names}
-    for wanted in (file.saved_as.as_posix(), *file.names):
-        for path, name in listed.items():
-            if path.endswith(f"/{wanted}"):
-                return name
-    return None
-
-
-def find(file: ModelFile, folders: Mapping[str, Iterable[str | Path]]) -> Path | None:
-    """A model file where it is already, under its own name or another that it goes by.
-
-    Args:
-        file: which.
-        folders: the directories of each of ComfyUI's folders; they are searched with all that is in them.
-    """
-    for directory in (Path(d) for folder in file.searched for d in folders.get(folder, ())):
-        there = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
-        if name := match(file, there):
-            return directory / name
-    return None
 
 
 def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = None, token: str | None = None) -> Path:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ import recorded
 import tiny
 import torch
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
-from PIL import Image
+from PIL import Image, ImageChops
 
-from instantcharacter import Character, CharacterAdapter, CharacterEncoder, InstantCharacterPipeline
+from instantcharacter import Character, CharacterAdapter, CharacterEncoder, InstantCharacterPipeline, model_folders
+from instantcharacter import __main__ as command_line
 from instantcharacter.__main__ import main
+from instantcharacter.model_folders import TOKENIZERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -217,6 +221,124 @@ def test_errors_are_one_line_and_status_2(generate, capsys, arguments, message, 
     assert status == 2
     assert re.search(message, error_line(capsys))
     assert not (tmp_path / "out.png").exists()
+
+
+# FLUX in files of its own
+
+
+@pytest.fixture(scope="module")
+def comfyui(tmp_path_factory) -> Path:
+    """A ComfyUI's folder: its vocabularies, and in its models folder FLUX in single files and as a diffusers folder."""
+    comfyui = tmp_path_factory.mktemp("files") / "ComfyUI"
+    parts = {**tiny.tiny_components(), "transformer": recorded.transformer()}
+    InstantCharacterPipeline(**parts).save_pretrained(comfyui / "models/diffusers/flux")
+    for name, part in SINGLE_FILES.items():
+        parts[part].save_pretrained(comfyui / "models" / name)
+    for folder, tokenizer in zip(TOKENIZERS, ("tokenizer", "tokenizer_2")):
+        parts[tokenizer].save_pretrained(comfyui / folder)
+    (comfyui / "custom_nodes").mkdir()
+    recorded.adapter().save(comfyui / "models/adapter.safetensors")
+    return comfyui
+
+
+SINGLE_FILES = {"model": "transformer", "clip-l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
+"""By their option: the parts of a pipeline."""
+
+
+@pytest.fixture
+def flux_files(comfyui) -> dict[str, str]:
+    """The options for FLUX in files of its own."""
+    return {f"--{name}": str(next((comfyui / "models" / name).glob("*.safetensors"))) for name in SINGLE_FILES}
+
+
+@pytest.fixture
+def draw(comfyui, tmp_path, monkeypatch):
+    """Runs ``generate`` with the recorded adapter, elsewhere; returns the exit status and the picture's path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_folders, "__file__", str(tmp_path / "model_folders.py"))
+
+    def run(flux: dict[str, str], *more: str) -> tuple[int, Path]:
+        output = tmp_path / "out.png"
+        settings = ["--prompt=a fox", "--steps=2", "--size=64", "--seed=5", f"--reference={recorded.PICTURE}"]
+        encoders = [f"--{name}={recorded.FOLDER / name}" for name in ("siglip", "dinov2")]
+        adapter = f"--adapter={comfyui / 'models/adapter.safetensors'}"
+        flux = [f"{option}={value}" for option, value in flux.items()]
+        return main(["generate", *settings, *encoders, adapter, *flux, f"--output={output}", *more]), output
+
+    return run
+
+
+def test_flux_in_single_files_draws_what_its_folder_does(draw, comfyui, flux_files):
+    status, output = draw({"--model": str(comfyui / "models/diffusers/flux")})
+    assert status == 0
+    expected = Image.open(output).copy()
+    output.unlink()
+    assert draw(flux_files)[0] == 0
+    difference = ImageChops.difference(Image.open(output), expected)
+    assert max(high for _, high in difference.getextrema()) <= 1  # weights elsewhere in memory are summed otherwise
+    assert json.loads(Image.open(output).text["instantcharacter"])["model"] == Path(flux_files["--model"]).name
+
+
+def test_single_files_go_with_a_folder_of_flux(draw, comfyui, flux_files):
+    flux = {"--model": str(comfyui / "models/diffusers/flux"), "--vae": flux_files["--vae"]}
+    assert draw(flux)[0] == 0
+
+
+@pytest.mark.parametrize("missing", ["--clip-l", "--t5", "--vae"])
+def test_flux_in_a_file_of_its_own_asks_for_the_others(draw, flux_files, capsys, missing, no_models):
+    del flux_files[missing]
+    assert draw(flux_files)[0] == 2
+    assert error_line(capsys).endswith(f"is FLUX alone: give {missing} FILE too")
+
+
+@pytest.mark.parametrize("gone", ["--model", "--clip-l", "--t5", "--vae"])
+def test_flux_file_that_is_not_there_is_said_first(draw, flux_files, capsys, gone, no_models):
+    assert draw({**flux_files, gone: "gone.safetensors"})[0] == 2
+    assert "file gone.safetensors" in error_line(capsys)
+
+
+def test_files_beside_a_hub_id_are_refused(draw, flux_files, capsys, no_models):
+    assert draw({**flux_files, "--model": "black-forest-labs/FLUX.1-dev"})[0] == 2
+    assert error_line(capsys).endswith("--clip-l, --t5, --vae: only with --model FILE or FOLDER")
+
+
+def test_without_a_comfyui_the_vocabularies_come_from_the_hub(draw, comfyui, flux_files, tmp_path, capsys, monkeypatch):
+    fetched = []
+
+    def fetch(repo: str, file: str) -> str:
+        fetched.append((repo, file))
+        folder = file.split("/")[0]
+        shutil.copytree(comfyui / TOKENIZERS[folder == "tokenizer_2"], tmp_path / folder, dirs_exist_ok=True)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(model_folders, "comfyui_folder", lambda *_: None)
+    status, _ = draw(flux_files)
+    assert status == 2
+    assert "come with ComfyUI, and this runs in none" in error_line(capsys)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    assert draw(flux_files)[0] == 0
+    assert fetched == [("black-forest-labs/FLUX.1-dev", file) for file in model_folders.HUB_TOKENIZERS]
+
+
+# The device
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "device"),
+    [
+        ({"mps"}, None, "mps"),
+        ({"cuda"}, None, "cuda"),
+        (set(), None, "cpu"),
+        ({"cuda"}, "cpu", "cpu"),
+        ({"mps"}, "cpu", "cpu"),
+    ],
+)
+def test_device_is_the_one_there_is(monkeypatch, there, named, device):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    options = Namespace(device=named, dtype=None)
+    assert command_line._device(options) == torch.device(device)
+    assert command_line._dtype(options) == (torch.float32 if device == "cpu" else torch.bfloat16)
 
 
 # What is written over

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +17,11 @@ import pytest
 from loopback_hub import Hub, serving
 from packaging.version import Version
 
+from instantcharacter import model_folders as model_folders_module
 from instantcharacter import models
 from instantcharacter.__main__ import main
-from instantcharacter.models import FILES, fetch, find
+from instantcharacter.model_folders import find, model_folders
+from instantcharacter.models import FILES, fetch
 
 ROOT = Path(__file__).parent.parent
 CONTENT = bytes(range(256)) * 4096
@@ -45,6 +49,12 @@ def hub(monkeypatch, tmp_path) -> Hub:
         for file in FILES.values():
             hub.files[file.repo, file.path] = CONTENT
         yield hub
+
+
+def touch(path: Path) -> None:
+    """Make an empty file, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def go_offline(monkeypatch) -> None:
@@ -229,6 +239,79 @@ def test_another_models_file_of_the_same_name_is_not_taken(tmp_path):
     assert find(FILES["dinov2"], {"clip_vision": [tmp_path]}) is None
 
 
+# Linked and extra folders
+
+
+def test_files_are_found_through_links(tmp_path):
+    models, disk = tmp_path / "models", tmp_path / "disk"
+    touch(disk / "vision/dinov2-giant/model.safetensors")
+    touch(disk / "blob")
+    for folder in ("ipadapter", "clip_vision"):
+        (models / folder).mkdir(parents=True)
+    (models / "clipvision").symlink_to(models / "clip_vision")
+    (models / "clip_vision/disk").symlink_to(disk / "vision")
+    (models / "ipadapter" / ADAPTER.path).symlink_to(disk / "blob")
+    assert find(FILES["dinov2"], model_folders(models)) == models / "clipvision/disk/dinov2-giant/model.safetensors"
+    assert find(ADAPTER, model_folders(models)) == models / "ipadapter" / ADAPTER.path
+    (disk / "blob").unlink()
+    assert find(ADAPTER, model_folders(models)) is None
+
+
+def test_links_in_circles_are_followed_once(tmp_path):
+    for one, other in (("a", "b"), ("b", "a")):
+        for name in ("left", "right"):
+            (tmp_path / one).mkdir(exist_ok=True)
+            (tmp_path / one / name).symlink_to(tmp_path / other)
+    assert find(ADAPTER, {"ipadapter": [tmp_path]}) is None
+    touch(tmp_path / "a" / ADAPTER.path)
+    assert find(ADAPTER, {"ipadapter": [tmp_path / "b"]}).resolve() == tmp_path / "a" / ADAPTER.path
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "where"),
+    [
+        ("base_path: DISK\n    unet: models/unet", "flux", "disk/models/unet"),
+        ("base_path: DISK\n    diffusion_models: |\n        unet\n        diffusion_models", "flux", "disk/unet"),
+        ("base_path: $ANYWHERE\n    clip: models/clip/", "clip_l", "disk/models/clip"),
+        ("base_path: ~/comfy\n    clip_vision: models/clip_vision", "siglip", "home/comfy/models/clip_vision"),
+        ("base_path: ../disk\n    vae: models/VAE", "vae", "disk/models/VAE"),
+        ("ipadapter: ../disk/ip", "adapter", "disk/ip"),
+        ("vae: DISK/vae", "vae", "disk/vae"),
+        ("is_default: true\n    base_path: DISK\n    text_encoders: te", "t5", "disk/te"),
+    ],
+)  # fmt: skip
+def test_extra_model_paths_are_searched_as_comfyui_does_it(tmp_path, monkeypatch, capsys, written, name, where):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ANYWHERE", str(tmp_path / "disk"))
+    models = tmp_path / "ComfyUI/models"
+    models.mkdir(parents=True)
+    written = f"# mine\nothers:\nmine:\n    {written.replace('DISK', str(tmp_path / 'disk'))}\n"
+    (tmp_path / "ComfyUI/extra_model_paths.yaml").write_text(written)
+    file = FILES[name]
+    touch(tmp_path / where / file.saved_as)
+    assert main(["download", name, "--models", str(models)]) == 0
+    path = Path(capsys.readouterr().out.split(": ", 1)[1].strip())
+    assert path.samefile(tmp_path / where / file.saved_as)
+    assert list(models.iterdir()) == []
+
+
+def test_default_of_extra_model_paths_is_where_files_are_fetched_to(hub, tmp_path):
+    (tmp_path / "models").mkdir()
+    extra = f"mine:\n    is_default: true\n    base_path: {tmp_path / 'disk'}\n    ipadapter: ipadapter\n"
+    (tmp_path / "extra_model_paths.yaml").write_text(extra)
+    assert main(["download", "adapter", "--models", str(tmp_path / "models")]) == 0
+    assert (tmp_path / "disk/ipadapter" / ADAPTER.path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("written", ["mine: [", "mine: text", "- a", "mine:\n  vae: 3", "\0"])
+def test_extra_model_paths_that_cannot_be_read_are_one_line(tmp_path, capsys, written):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "extra_model_paths.yaml").write_text(written)
+    assert main(["download", "vae", "--models", str(tmp_path / "models")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "extra_model_paths.yaml is not as ComfyUI expects it" in line
+
+
 def test_every_file_has_a_size_and_a_place():
     assert {file.folder for file in FILES.values()} == {"unet", "text_encoders", "vae", "clipvision", "ipadapter"}
     for file in FILES.values():
@@ -248,6 +331,37 @@ def test_download_command_fetches_what_is_not_there(hub, tmp_path, capsys):
     assert main(["download", "siglip", "adapter", "flux", "--models", str(tmp_path)]) == 0
     assert len(hub.ranges) == 2
     assert f"siglip: {there}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("installed", ["copied", "linked"])
+@pytest.mark.parametrize(("folder", "line"), [("custom_nodes/ComfyUI-InstantCharacter", 0), (".", 1)])
+def test_readmes_download_command_finds_the_comfyui_it_is_in(tmp_path, installed, folder, line):
+    commands = re.findall(r"^python .* download .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    comfyui = tmp_path / "ComfyUI"
+    pack = comfyui / "custom_nodes/ComfyUI-InstantCharacter"
+    pack.parent.mkdir(parents=True)
+    if installed == "linked":
+        pack.symlink_to(ROOT)
+    else:
+        shutil.copytree(
+            ROOT / "instantcharacter", pack / "instantcharacter", ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("adapter", "siglip", "dinov2"):
+        touch(comfyui / "models" / FILES[name].folder / FILES[name].saved_as)
+    command = commands[line].replace("python", shlex.quote(sys.executable), 1)
+    run = subprocess.run(["sh", "-c", f"cd {comfyui / folder} && {command}"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        f"{name}: {comfyui / 'models' / FILES[name].folder / FILES[name].saved_as}"
+        for name in ("adapter", "siglip", "dinov2")
+    ]
+
+
+def test_download_command_outside_of_a_comfyui_asks_for_its_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(model_folders_module, "comfyui_folder", lambda: None)
+    assert main(["download", "adapter"]) == 2
+    assert "this pack is in no ComfyUI: give ComfyUI's models folder with --models" in capsys.readouterr().err
 
 
 def test_download_command_says_what_is_wrong(hub, tmp_path, capsys):

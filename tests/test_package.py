@@ -59,7 +59,7 @@ def test_requirements_are_what_is_imported():
     assert packages(set(SOURCES) - training) | UNSEEN == required
     extra = re.search(r"^training = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     extra = set(re.findall(r'"([a-z]+)>=', extra))
-    assert extra == {"datasets", "tensorboard", "pyyaml"}
+    assert extra == {"datasets", "tensorboard"}
     assert packages(training) <= required | extra | {"bitsandbytes"}
 
 

@@ -244,12 +244,14 @@ def _make_characters(
 
 def _load_pipeline(adapter: CharacterAdapter, options: argparse.Namespace) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, placed as ``--offload`` says."""
-    from .flux_files import store_in_fp8
+    from .flux_files import check_folder, store_in_fp8
     from .lora_files import load_lora
     from .pipeline import InstantCharacterPipeline
 
     with _stages("FLUX", 3) as begin:
         begin("loading")
+        if Path(options.model).is_dir():
+            check_folder(Path(options.model))
         pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=_dtype(options))
         if options.fp8:
             store_in_fp8(pipeline.transformer, _dtype(options))

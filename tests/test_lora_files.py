@@ -179,6 +179,17 @@ def test_xlabs_layout_draws_as_merged_weights_do(lora_file, plain):
     assert error(drawn, plain) > 1e-2
 
 
+def test_layers_may_have_ranks_of_their_own(lora_file):
+    transformer = recorded.transformer()
+    state = transformer.state_dict()
+    lora = matrices(state)
+    for i, (layer, (down, up)) in enumerate(lora.items()):
+        lora[layer] = (down[: 1 + i % RANK], up[:, : 1 + i % RANK])
+    transformer.load_state_dict(merged(state, lora, STRENGTH))
+    path = lora_file(written(lora, "transformer.", AB))
+    assert error(draw_styled(pipeline_of(), path), draw(pipeline_of(transformer))) < 1e-5
+
+
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0 / RANK), (True, 2.0 / math.sqrt(RANK))])
 def test_alpha_in_diffusers_metadata_counts(lora_file, rslora, scale):
     transformer = recorded.transformer()

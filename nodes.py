@@ -65,7 +65,7 @@ class FluxLoader(io.ComfyNode):
                 io.Combo.Input(
                     "t5",
                     options=[*choices("t5"), IN_FOLDER, NONE],
-                    tooltip="T5-XXL from models/text_encoders, fp16 or fp8; otherwise as clip_l.",
+                    tooltip="T5-XXL from models/text_encoders: fp16, fp8 or scaled fp8; otherwise as clip_l.",
                 ),
                 io.Combo.Input(
                     "vae",

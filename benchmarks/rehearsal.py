@@ -1,6 +1,6 @@
 """A dress rehearsal: files of the released sizes in a real ComfyUI, on a real GPU, through its queue.
 
-    python benchmarks/rehearsal.py --base /tmp/base files               # the files: 47 GB, 75 s on an H100
+    python benchmarks/rehearsal.py --base /tmp/base files               # the files: 46 GB, 75 s on an H100
     python benchmarks/rehearsal.py --base /tmp/base all 24 12-static    # a server for each card, every workflow on it
     python benchmarks/rehearsal.py --tiny                               # the same code on the CPU
 

@@ -259,9 +259,8 @@ def diffusers_folders(models: Path, writer: Writer) -> None:
         ("tokenizer", "sd1_tokenizer", CLIP_LENGTH),
         ("tokenizer_2", "text_encoders/t5_tokenizer", T5_LENGTH),
     ):
-        AutoTokenizer.from_pretrained(comfy_folder() / vocabulary, model_max_length=length).save_pretrained(
-            folder / name
-        )
+        tokenizer = AutoTokenizer.from_pretrained(comfy_folder() / vocabulary, model_max_length=length)
+        tokenizer.save_pretrained(folder / name)
     index = {
         "_class_name": "FluxPipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -289,9 +288,11 @@ def gguf_file(models: Path, writer: Writer, shapes_of_flux: Callable[[], Shapes]
     """FLUX with its linear layers in 8 bits (Q8_0). Nothing is quantised: each block is a scale and 32 random bytes."""
     import gguf
 
+    scale = torch.tensor([STD / 74], dtype=torch.float16, device=DEVICE).view(torch.uint8)  # 74: the bytes' own
+
     def q8(rows: int, columns: int) -> np.ndarray:
         blocks = torch.randint(0, 256, (rows, columns // 32, 34), dtype=torch.uint8, device=DEVICE)
-        blocks[..., :2] = torch.tensor([STD / 74], dtype=torch.float16).view(torch.uint8)  # 74: of the bytes
+        blocks[..., :2] = scale
         return blocks.reshape(rows, -1).cpu().numpy()
 
     def make() -> dict[str, np.ndarray]:

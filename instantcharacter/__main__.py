@@ -396,8 +396,9 @@ def _device(options: argparse.Namespace) -> torch.device:
     """The device that was named, or else the one there is."""
     import torch
 
-    there = {"mps": torch.backends.mps, "cuda": torch.cuda}
-    return torch.device(options.device or next((name for name in there if there[name].is_available()), "cpu"))
+    from .arrangement import default_device
+
+    return torch.device(options.device or default_device())
 
 
 def _dtype(options: argparse.Namespace) -> torch.dtype:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +31,18 @@ EXPECTED = (
 FORMAT = "instantcharacter.adapter"
 PARTS = {"image_proj": "projector", "ip_adapter": "attention"}
 """Part of a checkpoint file → attribute of :class:`CharacterAdapter`."""
+
+OTHERS = {
+    "InstantX's IP-Adapter for FLUX.1": (".proj.0.", ".proj.2."),
+    "XLabs' IP-Adapter for FLUX.1": ("ip_adapter_proj_model.", ".processor.ip_adapter_"),
+    "PuLID": ("pulid_",),
+    "an IP-Adapter for Stable Diffusion": ("image_proj.proj.weight", "image_proj.latents"),
+    "PhotoMaker": ("id_encoder",),
+    "FLUX.1 Redux, a style model": ("redux_up.",),
+    "a LoRA": ("lora_A.", "lora_down.", "lora_unet_"),
+    "FLUX itself": ("double_blocks.", "transformer_blocks."),
+}
+"""What is taken for an InstantCharacter adapter, each with parts of keys that tell it; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +248,8 @@ def _config(text: str, path: Path) -> AdapterConfig:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     parts = read_pickle(path, EXPECTED)
     if not isinstance(parts, dict) or not all(isinstance(parts.get(part), dict) for part in PARTS):
-        found = list(parts)[:5] if isinstance(parts, dict) else type(parts).__name__
-        raise ValueError(f"{path} holds {found}, not {list(PARTS)}. Expected {EXPECTED}.")
+        found = list(parts)[:5] if isinstance(parts, dict) else [type(parts).__name__]
+        raise ValueError(f"{path} holds {found}, not {list(PARTS)}.{_likeness(found)} Expected {EXPECTED}.")
     flat = {f"{part}.{key}": tensor for part in PARTS for key, tensor in parts[part].items()}
     if other := [key for key, tensor in flat.items() if not isinstance(tensor, Tensor)]:
         raise ValueError(f"{path} holds what is not a tensor: {_first(other)}. Expected {EXPECTED}.")
@@ -247,7 +261,8 @@ def _check_complete(adapter: CharacterAdapter, state: dict[str, Tensor], path: s
     missing = [key for key in expected if key not in state]
     if missing:
         raise ValueError(
-            f"{path} lacks {len(missing)} of {len(expected)} weights: {_first(missing)}. Expected {EXPECTED}."
+            f"{path} lacks {len(missing)} of {len(expected)} weights: {_first(missing)}.{_likeness(state)} "
+            f"Expected {EXPECTED}."
         )
     wrong = [
         f"{key} is {list(state[key].shape)}, not {list(tensor.shape)}"
@@ -258,6 +273,15 @@ def _check_complete(adapter: CharacterAdapter, state: dict[str, Tensor], path: s
         raise ValueError(f"{path} has {len(wrong)} weights of other sizes: {_first(wrong)}. Expected {EXPECTED}.")
     if unexpected := [key for key in state if key not in expected]:
         logger.warning("%s has %d weights that are not used: %s", path, len(unexpected), _first(unexpected))
+
+
+def _likeness(keys: Iterable[Any]) -> str:
+    """A sentence that says which of :data:`OTHERS` a file with these keys looks like, if any."""
+    names = [re.sub("^projector", "image_proj", str(key)) for key in keys]
+    for name, parts in OTHERS.items():
+        if any(part in key for key in names for part in parts):
+            return f" It looks like {name}."
+    return ""
 
 
 def _first(items: list[str]) -> str:

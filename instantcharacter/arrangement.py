@@ -119,12 +119,10 @@ class Arrangement:
     def begin(self, resolution: tuple[int, int], batch: int) -> None:
         """Make the plan one for these pictures, and allow it another step back."""
         self._stepped_back = False
-        changed = self._asked.for_pictures(resolution, batch)
         same = dataclasses.replace(self.plan, resolution=resolution, batch=batch)
-        if changed != self.plan:  # a host looks whether the plan is the one it knows
-            self.plan = changed
-        if changed != same:
-            logger.info("the memory plan is now\n%s", changed)
+        self.plan = self._asked.for_pictures(resolution, batch)
+        if self.plan != same:
+            logger.info("the memory plan is now\n%s", self.plan)
             self.undo()
         if not self._in_place:
             self._arrange_or_less()

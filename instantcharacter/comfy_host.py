@@ -37,6 +37,7 @@ def load(patcher: Any, working: int = 0) -> Any:
     It is loaded whole: modules that are not made of ComfyUI's layers cannot be loaded in part.
     """
     management.load_models_gpu([patcher], memory_required=working, force_full_load=True)
+    patcher.partially_load(patcher.load_device, 1e32)  # under --novram ComfyUI loads a part, whatever is asked
     return patcher.model
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .comfy_host import HostedAdapter, HostedCharacter, hosted, load, release
 from .comfy_values import images
-from .memory import GIB, MemoryPlan, Strategy
+from .memory import GIB, Strategy
 from .pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
 from .processor import compute_dtype
 
@@ -115,7 +115,7 @@ class HostedPipeline:
         self._vram_gb = vram_gb
         self._compiled = compiled
         self._adapter: HostedAdapter | None = None
-        self._plan: MemoryPlan | None = None
+        self._placed: tuple | None = None
         self._staying: Any = None
         self._lora_strength: float | None = None
 
@@ -182,13 +182,15 @@ class HostedPipeline:
             self._offload()
         assert self.pipeline._offload is not None
         arrangement = self.pipeline._offload.arrangement
-        if arrangement.plan is not self._plan:  # the first, or one that larger pictures or lack of memory brought
+        plan = arrangement.plan
+        placed = arrangement, plan.staying, plan.streamed
+        if placed != self._placed:  # the first, or one that larger pictures or lack of memory brought
             if self._staying:
                 release(self._staying)
             staying = arrangement.staying()
             self._staying = hosted(FluxWeights(staying)) if staying else None
-            self._plan = arrangement.plan
-        beside = self._plan.predicted_peak - self._plan.resident
+            self._placed = placed
+        beside = plan.predicted_peak - plan.resident
         if self._staying:
             load(self._staying, beside)
         else:

@@ -208,7 +208,7 @@ def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict
 def _tokenizer(folder: Path | None, length: int) -> Any:
     if folder is None:
         raise ValueError("a text encoder from one file needs a folder with its tokenizer's vocabulary")
-    return AutoTokenizer.from_pretrained(folder, model_max_length=length)
+    return AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False)
 
 
 def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransformer2DModel:

@@ -125,27 +125,33 @@ def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
     if flux:
         dtype = compute_dtype(pipeline.transformer)
         matrices = dict(_matrices(layers, flux, pipeline.transformer, dtype, settings.get("transformer", {})))
-        _into_flux(pipeline, matrices, name)
+        state = {f"transformer.{module}.lora_{side}.weight": matrix for (module, side), matrix in matrices.items()}
+        pipeline.load_lora_into_transformer(
+            state, network_alphas=None, transformer=pipeline.transformer, adapter_name=name, low_cpu_mem_usage=True
+        )
+        _settle(pipeline.transformer, matrices, name)
     if text:
         dtype = pipeline.text_encoder.dtype
         matrices = dict(_matrices(layers, text, pipeline.text_encoder, dtype, settings.get("text_encoder", {})))
-        _into_clip(pipeline, matrices, name)
+        ends = {"A": "lora_linear_layer.down", "B": "lora_linear_layer.up"}
+        state = {f"text_encoder.{module}.{ends[side]}.weight": matrix for (module, side), matrix in matrices.items()}
+        pipeline.load_lora_into_text_encoder(
+            state, None, pipeline.text_encoder, prefix="text_encoder", adapter_name=name, low_cpu_mem_usage=True
+        )
+        _settle(pipeline.text_encoder, matrices, name)
 
 
-def _into_flux(pipeline: Any, matrices: Mapping[tuple[str, str], Tensor], name: str) -> None:
-    transformer = pipeline.transformer
-    state = {f"transformer.{module}.lora_{side}.weight": matrix for (module, side), matrix in matrices.items()}
-    pipeline.load_lora_into_transformer(state, None, transformer, name, low_cpu_mem_usage=True)
-    for (module, side), matrix in matrices.items():  # loading casts it to what FLUX is stored in, which may be fp8
-        getattr(transformer.get_submodule(module), f"lora_{side}")[name].weight.data = matrix
+def _settle(model: nn.Module, matrices: Mapping[tuple[str, str], Tensor], name: str) -> None:
+    """Set what loading made of a LoRA to what it is.
 
-
-def _into_clip(pipeline: Any, matrices: Mapping[tuple[str, str], Tensor], name: str) -> None:
-    ends = {"A": "lora_linear_layer.down", "B": "lora_linear_layer.up"}
-    state = {f"text_encoder.{module}.{ends[side]}.weight": matrix for (module, side), matrix in matrices.items()}
-    pipeline.load_lora_into_text_encoder(
-        state, None, pipeline.text_encoder, "text_encoder", adapter_name=name, low_cpu_mem_usage=True
-    )
+    Loading casts the matrices to what the model is stored in, which may be fp8, and older diffusers take one alpha for
+    layers of different ranks; here every layer's scale is in its matrices.
+    """
+    for (module, side), matrix in matrices.items():
+        layer: Any = model.get_submodule(module)
+        getattr(layer, f"lora_{side}")[name].weight.data = matrix
+        layer.lora_alpha[name] = layer.r[name]
+        layer.scaling[name] = 1.0
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -129,9 +129,18 @@ def aimdo_to_tensor(alloc: Any, device: Any) -> torch.Tensor:
     return owner.memory[begin : begin + size]
 
 
+def load_safetensors(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """As ComfyUI's, without the library's own memory map."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in list(file.keys())}, file.metadata() or {}
+
+
 def install() -> None:
     import comfy.memory_management
     import comfy.model_patcher
+    import comfy.utils
     import comfy_aimdo.host_buffer
     import comfy_aimdo.model_vbar as vbar
     import comfy_aimdo.torch
@@ -147,3 +156,4 @@ def install() -> None:
     comfy_aimdo.vram_buffer.VRAMBuffer = VRAMBuffer
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
+    comfy.utils.load_safetensors = load_safetensors

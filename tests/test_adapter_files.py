@@ -109,6 +109,45 @@ def test_another_models_checkpoint_is_refused(tmp_path):
         CharacterAdapter.from_file(tmp_path / "other.safetensors")
 
 
+PAIR = {"0.to_k_ip.weight": torch.zeros(4, 4)}
+OTHERS = {
+    "InstantX's": {"image_proj": {"proj.0.weight": torch.zeros(4, 4)}, "ip_adapter": PAIR},
+    "XLabs'": {
+        "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": torch.zeros(4, 4),
+        "ip_adapter_proj_model.proj.weight": torch.zeros(4, 4),
+    },
+    "PuLID": {"pulid_ca.0.norm1.weight": torch.zeros(4), "pulid_encoder.latents": torch.zeros(1, 2)},
+    "Stable Diffusion": {"image_proj": {"proj.weight": torch.zeros(4, 4)}, "ip_adapter": PAIR},
+    "PhotoMaker": {"id_encoder": {"x.weight": torch.zeros(2)}, "lora_weights": {}},
+    "a LoRA": {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": torch.zeros(4, 4)},
+    "FLUX itself": {"double_blocks.0.img_attn.proj.weight": torch.zeros(4, 4)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_adapters_are_named(tmp_path, name):
+    torch.save(OTHERS[name], tmp_path / "other.bin")
+    flat = {
+        f"{key}{rest and '.'}{rest}": tensor
+        for key, value in OTHERS[name].items()
+        for rest, tensor in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+    save_file({key: tensor.clone() for key, tensor in flat.items()}, tmp_path / "other.safetensors")
+    for file in (tmp_path / "other.bin", tmp_path / "other.safetensors"):
+        with pytest.raises(ValueError, match=f"{file.name} .*It looks like .*{name}.*Expected an InstantCharacter"):
+            CharacterAdapter.from_file(file)
+
+
+def test_an_adapter_that_lacks_a_weight_looks_like_no_other(tmp_path, adapter):
+    adapter.save(tmp_path / "a.bin")
+    parts = torch.load(tmp_path / "a.bin", weights_only=True)
+    del parts["ip_adapter"]["0.to_k_ip.weight"]
+    torch.save(parts, tmp_path / "a.bin")
+    with pytest.raises(ValueError, match="lacks 1 of") as refused:
+        CharacterAdapter.from_file(tmp_path / "a.bin", CONFIG)
+    assert "looks like" not in str(refused.value)
+
+
 def test_what_training_left_beside_the_weights_does_no_harm(tmp_path, adapter):
     adapter.save(tmp_path / "a.bin")
     parts = torch.load(tmp_path / "a.bin", weights_only=True)

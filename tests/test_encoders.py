@@ -127,6 +127,22 @@ def test_too_few_layers_are_refused(tmp_path):
         CharacterEncoder.from_pretrained(tmp_path / "siglip", DINOV2)
 
 
+@pytest.mark.parametrize("name", ["siglip", "dinov2"])
+def test_folder_with_code_of_its_own_is_refused_and_nothing_in_it_is_run(tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(recorded.FOLDER / name, folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    config = folder / "config.json"
+    code = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | code))
+    folders = {"siglip": SIGLIP, "dinov2": DINOV2} | {name: folder}
+    with pytest.raises(ValueError, match=r"config\.json names code of its own"):
+        CharacterEncoder.from_pretrained(**folders)
+    model = {"siglip": encoders.SIGLIP, "dinov2": encoders.DINOV2}[name]
+    model.load(folder, model.config.from_pretrained(folder), torch.float32)  # and if it were not
+    assert not (tmp_path / "was_run").exists()
+
+
 # Weights with scales
 
 

@@ -16,7 +16,8 @@ from diffusers import FluxTransformer2DModel
 from recorded import error
 from safetensors.torch import save_file
 
-from instantcharacter import InstantCharacterPipeline, flux_variants
+from instantcharacter import InstantCharacterPipeline, flux_variants, models
+from instantcharacter.__main__ import main
 from instantcharacter.flux_files import FluxFiles, _flux_config, load_flux
 from instantcharacter.flux_layout import PREFIX, own_part
 
@@ -340,6 +341,93 @@ def test_folder_that_is_no_flux_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(ValueError, match="is a StableDiffusionPipeline"):
         load_flux(FluxFiles(tmp_path), torch.float32)
+
+
+# Folders that bring code
+
+
+@pytest.fixture
+def never_loaded(monkeypatch):
+    """A diffusers that must not be asked to load anything: older ones would run what lies in the folder."""
+    monkeypatch.setattr(InstantCharacterPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loading was begun"))
+
+
+@pytest.fixture
+def folder(tmp_path, parts) -> Path:
+    """A FLUX folder with Python in it that leaves a mark when it is run."""
+    InstantCharacterPipeline(**parts).save_pretrained(tmp_path / "flux")
+    code = f"open({str(tmp_path / 'was_run')!r}, 'w')\nfrom diffusers import FlowMatchEulerDiscreteScheduler as Evil\n"
+    for file in ("pipe.py", "scheduler/scheduler.py", "transformer/transformer.py"):
+        (tmp_path / "flux" / file).write_text(code)
+    return tmp_path / "flux"
+
+
+def change(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"_class_name": ["pipe", "Evil"]}, "_class_name"),
+        ({"_class_name": None}, "_class_name"),
+        ({"scheduler": ["scheduler", "Evil"]}, "scheduler"),
+        ({"transformer": ["transformer", "FluxTransformer2DModel"]}, "transformer"),
+        ({"vae": ["os", "system"]}, "vae"),
+        ({"extra": ["pipe", "Evil"]}, "extra"),
+        ({"extra": ["diffusers", "AutoencoderKL", {}]}, "extra"),
+        ({"extra": {"library": "pipe"}}, "extra"),
+        ({"extra": [["diffusers"], "Evil"]}, "extra"),
+    ],
+)
+def test_folder_that_wants_its_own_code_run_is_refused_before_loading(folder, never_loaded, changes, named):
+    change(folder / "model_index.json", **changes)
+    with pytest.raises(ValueError, match=rf"{folder} wants code run .*\({named}: "):
+        load_flux(FluxFiles(folder), torch.float32)
+    assert not (folder.parent / "was_run").exists()
+
+
+def test_command_line_refuses_a_folder_that_wants_its_own_code_run(folder, never_loaded, capsys):
+    change(folder / "model_index.json", _class_name=["pipe", "Evil"])
+    toy = ("--siglip", models.toy("siglip"), "--dinov2", models.toy("dinov2"), "--adapter", models.toy("adapter"))
+    told = (
+        "--model",
+        folder,
+        "--reference",
+        ROOT / "assets/monster.png",
+        "--prompt",
+        "a fox",
+        "--output",
+        folder / "a.png",
+    )
+    assert main(["generate", *map(str, (*toy, *told))]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {folder} wants code run")
+
+
+@pytest.mark.parametrize("config", ["transformer/config.json", "tokenizer/tokenizer_config.json", "vae/config.json"])
+def test_folder_with_parts_of_its_own_code_is_refused_before_loading(folder, never_loaded, config):
+    change(folder / config, auto_map={"AutoModel": "evil.Evil"})
+    with pytest.raises(ValueError, match=f"{config} names code of its own"):
+        load_flux(FluxFiles(folder), torch.float32)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", "", "\udcff"])
+def test_unreadable_index_is_named(folder, never_loaded, text):
+    (folder / "model_index.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"model_index\.json (cannot be read as JSON|is a JSON)"):
+        load_flux(FluxFiles(folder), torch.float32)
+
+
+def test_folder_without_a_transformer_is_refused(folder, never_loaded):
+    change(folder / "model_index.json", transformer=None)
+    with pytest.raises(ValueError, match="is a InstantCharacterPipeline. Expected FLUX"):
+        load_flux(FluxFiles(folder), torch.float32)
+
+
+def test_folder_with_harmless_settings_and_nothing_for_a_part_is_read(folder, expected):
+    change(folder / "model_index.json", image_encoder=[None, None], is_distilled=True)
+    assert error(draw(load_flux(FluxFiles(folder), torch.float32)), expected) < 1e-6
+    assert not (folder.parent / "was_run").exists()
 
 
 def test_single_file_without_a_vae_is_refused(files):

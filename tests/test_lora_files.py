@@ -12,13 +12,16 @@ import recorded
 import tiny
 import tiny_models
 import torch
+from PIL import Image
 from recorded import error
 from safetensors.torch import save_file
 from torch import Tensor
 
 from instantcharacter import InstantCharacterPipeline
+from instantcharacter.__main__ import main
 from instantcharacter.flux_files import FluxFiles, load_flux, store_in_fp8
 from instantcharacter.lora_files import load_lora
+from instantcharacter.models import TOY_FOLDER, toy
 
 RANK, STRENGTH = 4, 0.7
 Matrices = dict[str, tuple[Tensor, Tensor]]
@@ -174,6 +177,17 @@ def test_xlabs_layout_draws_as_merged_weights_do(lora_file, plain):
     drawn = draw_styled(pipeline_of(), lora_file(tensors))
     assert error(drawn, draw(pipeline_of(transformer))) < 1e-5
     assert error(drawn, plain) > 1e-2
+
+
+def test_layers_may_have_ranks_of_their_own(lora_file):
+    transformer = recorded.transformer()
+    state = transformer.state_dict()
+    lora = matrices(state)
+    for i, (layer, (down, up)) in enumerate(lora.items()):
+        lora[layer] = (down[: 1 + i % RANK], up[:, : 1 + i % RANK])
+    transformer.load_state_dict(merged(state, lora, STRENGTH))
+    path = lora_file(written(lora, "transformer.", AB))
+    assert error(draw_styled(pipeline_of(), path), draw(pipeline_of(transformer))) < 1e-5
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0 / RANK), (True, 2.0 / math.sqrt(RANK))])
@@ -445,3 +459,34 @@ def test_gguf_draws_with_a_lora(tmp_path, files, lora_file, plain):
     drawn = draw_styled(pipeline, path)
     assert error(drawn, draw_styled(pipeline_of(), path)) < 0.1
     assert error(drawn, plain) > 0.2
+
+
+# The command line
+
+
+def generate(tmp_path: Path, *lora: object) -> int:
+    settings = (
+        "--model",
+        "toy",
+        "--reference",
+        TOY_FOLDER.parent / "monster.png",
+        "--prompt",
+        "pixel art of a monster",
+    )
+    small = ("--size", 64, "--steps", 1, "--seed", 0, "--fp8", "--output", tmp_path / "out.png")
+    return main(["generate", *map(str, (*settings, *small, *lora))])
+
+
+def test_command_line_draws_in_fp8_with_a_lora(tmp_path):
+    pictures = []
+    for lora in ((), ("--lora", f"{toy('lora')}:1.0")):
+        assert generate(tmp_path, *lora) == 0
+        pictures.append(Image.open(tmp_path / "out.png").tobytes())
+    assert pictures[0] != pictures[1]
+
+
+def test_command_line_says_in_one_line_what_a_lora_is(tmp_path, lora_file, capsys):
+    assert generate(tmp_path, "--lora", lora_file(NONE_OF_IT["LoKr"][0])) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "lora.safetensors looks like a LoKr" in said
+    assert "InstantCharacter Apply" in said

@@ -236,8 +236,9 @@ def test_what_stays_is_loaded_once(adapter, character):
     hosted, who = pipe(), HostedCharacter(character, adapter)
     draw(hosted, who)
     staying = hosted._staying
-    draw(hosted, who)
-    assert hosted._staying is staying
+    for size in (SIZE, (64, 64), SIZE):
+        hosted.draw(who, Prompt(conditioning()), size, 1, 7)
+        assert hosted._staying is staying
     assert staying in [loaded.model for loaded in management.current_loaded_models]
 
 

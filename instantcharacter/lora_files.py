@@ -155,7 +155,7 @@ def _settle(model: nn.Module, matrices: Mapping[tuple[str, str], Tensor], name: 
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".sft"):
         return read_safetensors(path, EXPECTED)
     content = read_pickle(path, EXPECTED)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -202,9 +202,17 @@ def _linear_layers(model: nn.Module) -> Iterator[str]:
 def _found(
     layers: Mapping[str, Mapping[str, Tensor]], prefix: re.Pattern, known: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
-    """The model's layers for each layer in a file that has both matrices, and that the model has."""
-    flat = {layer: _flat(prefix.sub("", layer)) for layer, parts in layers.items() if {"down", "up"} <= parts.keys()}
+    """The model's layers for each layer in a file that is a whole LoRA's, and that the model has."""
+    flat = {layer: _flat(prefix.sub("", layer)) for layer, parts in layers.items() if _is_whole(parts)}
     return {layer: known[name] for layer, name in flat.items() if name in known and prefix.match(layer)}
+
+
+def _is_whole(parts: Mapping[str, Tensor]) -> bool:
+    """Whether both matrices of a layer are there, and an alpha that is a number, if there is one."""
+    down, up, alpha = (parts.get(name) for name in ("down", "up", "alpha"))
+    if down is None or up is None or (alpha is not None and alpha.numel() != 1):
+        return False
+    return down.ndim == up.ndim == 2 and down.numel() > 0
 
 
 def _placed(

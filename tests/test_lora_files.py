@@ -179,6 +179,18 @@ def test_xlabs_layout_draws_as_merged_weights_do(lora_file, plain):
     assert error(drawn, plain) > 1e-2
 
 
+def test_two_loras_add_up(lora_file):
+    transformer = recorded.transformer()
+    state = transformer.state_dict()
+    first, second = matrices(state), {layer: (down / 2, -up) for layer, (down, up) in matrices(state).items()}
+    pipeline = pipeline_of()
+    for name, lora in (("style0", first), ("style1", second)):
+        load_lora(pipeline, lora_file(written(lora, "transformer.", AB)), name)
+    pipeline.set_adapters(["style0", "style1"], [0.7, 0.4])
+    transformer.load_state_dict(merged(merged(state, first, 0.7), second, 0.4))
+    assert error(draw(pipeline), draw(pipeline_of(transformer))) < 1e-5
+
+
 def test_layers_may_have_ranks_of_their_own(lora_file):
     transformer = recorded.transformer()
     state = transformer.state_dict()
@@ -374,10 +386,14 @@ def test_a_lora_of_another_width_is_refused(lora_file):
         pair("diffusion_model.some_blocks.0.q", 256, 256),
         {"step": torch.ones(1)},
         {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, 256)},
+        pair("transformer.transformer_blocks.0.attn.to_q", 256, 256)
+        | {"transformer.transformer_blocks.0.attn.to_q.alpha": torch.ones(2)},
+        {key: torch.ones(()) for key in pair("transformer.transformer_blocks.0.attn.to_q", 1, 1)},
+        {key: torch.ones(0, 0) for key in pair("transformer.transformer_blocks.0.attn.to_q", 1, 1)},
         {**flux_lora(), **pair("transformer.transformer_blocks.20.attn.to_q", 256, 256),
          **pair("transformer.transformer_blocks.21.attn.to_q", 256, 256)},
     ],
-    ids=["unknown layers", "no layer", "half a layer", "mostly blocks that are not there"],
+    ids=["unknown layers", "no layer", "half a layer", "two alphas", "numbers", "nothing", "most not there"],
 )  # fmt: skip
 def test_what_is_not_known_is_refused_with_its_keys(lora_file, tensors):
     with pytest.raises(ValueError, match=r"lora.safetensors is no LoRA for what is loaded: .*such as \w+.*for FLUX.1"):

@@ -27,6 +27,7 @@ from torch import Tensor
 from .attention import Subject, add_subjects, region
 from .character import Character
 from .comfy_host import HostedAdapter
+from .flux_variants import variant
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +110,13 @@ def _check_comfyui() -> None:
 
 
 def _check_flux(flux: Any, adapter: HostedAdapter) -> None:
-    ours = isinstance(flux, comfy.ldm.flux.model.Flux)
-    if not ours or flux.params.global_modulation:
+    kind = variant({name: weight.shape for name, weight in flux.named_parameters()})
+    if kind and not kind.native:
+        raise ValueError(f"this MODEL is {kind.name}: {kind.advice}")
+    if not isinstance(flux, comfy.ldm.flux.model.Flux) or flux.params.global_modulation:
         raise ValueError(
-            f"this MODEL is {'FLUX.2' if ours else type(flux).__name__}; InstantCharacter needs FLUX.1 (dev, schnell, "
-            "Krea, Kontext) from a loader that builds ComfyUI's own, such as Load Diffusion Model or ComfyUI-GGUF's"
+            f"this MODEL is {type(flux).__name__}; InstantCharacter needs FLUX.1 (dev, schnell, Krea, Kontext) "
+            "from a loader that builds ComfyUI's own, such as Load Diffusion Model or ComfyUI-GGUF's"
         )
     config = adapter.config
     for what, found, expected in (
@@ -253,11 +256,14 @@ class _Run:
             return
         self.checked = True
         looked, blocks = len(step.looked), len(step.drawn[0].key_scales)
-        message = NOT_DRAWN.format(f"only {looked} of its {blocks} blocks called")
         if 2 * looked < blocks:
-            raise RuntimeError(message)
+            raise RuntimeError(NOT_DRAWN.format(f"only {looked} of its {blocks} blocks called"))
         if looked < blocks:
-            logger.warning(message)
+            logger.warning(
+                "InstantCharacter: another node leaves out %d of FLUX's %d blocks; the others draw the character",
+                blocks - looked,
+                blocks,
+            )
 
     def check_drawn(self) -> None:
         """After the sampling: raise ``RuntimeError`` if a character was due in some step, and no block looked."""

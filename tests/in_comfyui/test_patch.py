@@ -399,6 +399,23 @@ def test_other_models_are_refused(drawn, model):
 
 
 @pytest.mark.parametrize(
+    ("part", "name", "advice"),
+    [
+        ("double_stream_modulation_img", "FLUX.2", "made for FLUX.1"),
+        ("distilled_guidance_layer", "Chroma", "made for FLUX.1"),
+        ("qweight", "FLUX for Nunchaku", "take FLUX.1 dev, schnell, Krea or Kontext in GGUF"),
+    ],
+)
+def test_other_kinds_of_flux_are_refused_by_name(drawn, model, part, name, advice):
+    """As their MODELs have it: told by their parts, with what to take instead."""
+    holder = torch.nn.Module()
+    setattr(holder, part, torch.nn.Linear(1, 1))
+    model.model.diffusion_model.other = holder
+    with pytest.raises(ValueError, match=rf"this MODEL is {name}.*{advice}"):
+        drawn()
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_layers": 1}, "number of blocks is 3, the adapter is made for 4"),
@@ -455,7 +472,7 @@ def test_patches_that_begin_later_are_looked_at_then(drawn):
 
 def test_a_few_blocks_that_are_left_out_are_a_warning(drawn, caplog):
     sample(left_out(drawn(), [0]))
-    assert "only 3 of its 4 blocks called" in caplog.text
+    assert "leaves out 1 of FLUX's 4 blocks" in caplog.text
 
 
 def test_most_blocks_left_out_are_an_error(drawn, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
+from .files import read_json
 from .model_folders import TOKENIZERS, match, save_folder
 from .models import FILES, TOY, ModelFile, fetch, toy
 
@@ -193,12 +193,13 @@ def _flux_folders() -> list[str]:
 def _has_weights(folder: Path) -> bool:
     """Whether a part of a diffusers folder is there, in one file or in every piece that its index names."""
     try:
-        indexes = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.safetensors.index.json")]
-        pieces = {piece for index in indexes for piece in index["weight_map"].values()}
+        indexes = [read_json(path) for path in folder.glob("*.safetensors.index.json")]
+        pieces = {folder / piece for index in indexes for piece in index["weight_map"].values()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no index that can be read
         return False
-    whole = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-    return all((folder / name).exists() for name in pieces) if pieces else any((folder / n).exists() for n in whole)
+    if pieces:
+        return all(piece.exists() for piece in pieces)
+    return any((folder / name).exists() for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"))
 
 
 def _path(name: str, choice: str) -> Path | None:

@@ -197,7 +197,7 @@ def gguf_pack() -> Path | None:
 
 
 def _wait_until_up(server: Server) -> None:
-    for _ in range(600):
+    for _ in range(1500):
         if server.process.poll() is not None:
             break
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfyui
@@ -72,6 +75,20 @@ def drawn(server: Server, prompt: dict, seconds: float = 240) -> Image.Image:
 def error(history: dict) -> dict:
     """The error that a prompt ended in, as ``/history`` has it."""
     return next(content for kind, content in history["status"]["messages"] if kind == "execution_error")
+
+
+@contextmanager
+def moved_away(server: Server, *names: str) -> Iterator[None]:
+    """The server's model folders of these names, gone in the block."""
+    folders = {server.folder / "models" / name: server.folder / f"away-{name}" for name in names}
+    for folder, away in folders.items():
+        folder.rename(away)
+    try:
+        yield
+    finally:
+        for folder, away in folders.items():
+            shutil.rmtree(folder, ignore_errors=True)  # made for a file that was to be fetched
+            away.rename(folder)
 
 
 # Every workflow
@@ -442,13 +459,9 @@ def test_file_that_is_gone_is_refused_with_the_list(server):
 
 
 def test_download_offline_says_what_to_do(server):
-    flux = server.folder / "models/unet/flux1-dev.safetensors"
-    away = flux.rename(server.folder / "away.safetensors")
-    try:
-        prompt = workflow("self_contained", InstantCharacterFluxLoader__lora_strength=0.123)  # not a kept result
+    prompt = workflow("self_contained", InstantCharacterFluxLoader__lora_strength=0.123)  # not a kept result
+    with moved_away(server, "unet", "diffusers"):
         history = server.wait(server.queue(prompt))
-    finally:
-        away.rename(flux)
     assert "go online, unset HF_HUB_OFFLINE" in error(history)["exception_message"]
 
 
@@ -499,14 +512,10 @@ def test_earlier_packs_flux_is_used_with_its_text_encoders(server):
     snapshot = models / "diffusers/models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff"
     snapshot.parent.mkdir(parents=True)
     (models / "diffusers/FLUX.1-dev").rename(snapshot)
-    away = [(models / name, server.folder / f"away-{name}") for name in ("unet", "text_encoders", "vae")]
-    for there, place in away:
-        there.rename(place)
     try:
-        picture = drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=False))
+        with moved_away(server, "unet", "text_encoders", "vae"):
+            picture = drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=False))
     finally:
-        for there, place in away:
-            place.rename(there)
         snapshot.rename(models / "diffusers/FLUX.1-dev")
     assert picture.tobytes() == drawn(server, workflow("earlier_pack_local")).tobytes()
 

@@ -35,4 +35,9 @@ def sample(model, sampler="euler", sigmas=SIGMAS, cfg=1.0, batch=1, **settings) 
     chosen = comfy.samplers.sampler_object(sampler)
     positive, negative = conditioning(), conditioning("negative")
     sigmas = sigmas.clone()  # uni_pc changes them
-    return comfy.sample.sample_custom(model, noise, cfg, chosen, sigmas, positive, negative, empty, **settings)
+    try:
+        return comfy.sample.sample_custom(model, noise, cfg, chosen, sigmas, positive, negative, empty, **settings)
+    except BaseException:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # ComfyUI's copies may be under way when a sampling fails, and its memory goes
+        raise

@@ -29,12 +29,17 @@ import comfy.options
 
 comfy.options.enable_args_parsing()
 
+import comfy.model_management
 import comfy.sd
 import recorded
+import torch
 
 from instantcharacter import Character
 from instantcharacter.comfy_host import HostedAdapter
 
+if CARD:  # as FLUX is: ComfyUI would merge LoRAs in half precision
+    device = comfy.model_management.get_torch_device()
+    comfy.model_management.LORA_COMPUTE_DTYPES[device] = torch.float32
 if MODE in ("dynamic", "tight"):
     pretended_aimdo.install()
 

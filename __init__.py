@@ -12,7 +12,7 @@ WEB_DIRECTORY = "web"
 
 async def comfy_entrypoint() -> ComfyExtension:
     """Called by ComfyUI once, when it loads the pack."""
-    from .instantcharacter import comfy_folders
+    from .instantcharacter.comfyui import folders as comfy_folders
     from .nodes import InstantCharacterExtension
 
     comfy_folders.register()

@@ -10,16 +10,16 @@ import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io, ui
 
-from .instantcharacter import comfy_folders
-from .instantcharacter.comfy_folders import choices, locate, locate_flux
-from .instantcharacter.models import TOY, toy
+from .instantcharacter.comfyui import folders as comfy_folders
+from .instantcharacter.comfyui.folders import choices, locate, locate_flux
+from .instantcharacter.files.catalog import TOY, toy
 
 if TYPE_CHECKING:
-    from .instantcharacter.comfy_host import HostedAdapter, HostedCharacter
-    from .instantcharacter.comfy_pipeline import StyledPipeline
-    from .instantcharacter.memory import Strategy
-    from .instantcharacter.pipeline import InstantCharacterPipeline
-    from .instantcharacter.reference import Fit, Keep
+    from .instantcharacter.character.image import Fit, Keep
+    from .instantcharacter.comfyui.hosting import HostedAdapter, HostedCharacter
+    from .instantcharacter.comfyui.sampler import StyledPipeline
+    from .instantcharacter.flux.pipeline import InstantCharacterPipeline
+    from .instantcharacter.offload.planning import Strategy
 
 CATEGORY = "InstantCharacter"
 NONE = "none"
@@ -34,7 +34,7 @@ CharacterType = io.Custom("CHARACTER")
 
 class FluxLoader(io.ComfyNode):
     def __init__(self) -> None:
-        from .instantcharacter.comfy_pipeline import last_pipeline
+        from .instantcharacter.comfyui.sampler import last_pipeline
 
         super().__init__()
         self.last = last_pipeline()
@@ -135,9 +135,9 @@ class FluxLoader(io.ComfyNode):
         vram_gb: float = 0.0,
         compile: bool = False,
     ) -> io.NodeOutput:
-        from .instantcharacter.comfy_host import progress
-        from .instantcharacter.comfy_pipeline import HostedPipeline, StyledPipeline, last_pipeline
-        from .instantcharacter.files import file_states
+        from .instantcharacter.comfyui.hosting import progress
+        from .instantcharacter.comfyui.sampler import HostedPipeline, StyledPipeline, last_pipeline
+        from .instantcharacter.files.reading import file_states
 
         if flux == TOY:
             clip_l = t5 = vae = IN_FOLDER
@@ -164,9 +164,9 @@ def load_flux_pipeline(
     paths: Mapping[str, Any], fp8: bool = False, lora: Path | None = None
 ) -> InstantCharacterPipeline:
     """FLUX of these files, with its LoRA, on the CPU."""
-    from .instantcharacter.comfy_host import weight_dtype
-    from .instantcharacter.flux_files import FluxFiles, load_flux
-    from .instantcharacter.lora_files import load_lora
+    from .instantcharacter.comfyui.hosting import weight_dtype
+    from .instantcharacter.flux.load import FluxFiles, load_flux
+    from .instantcharacter.flux.lora import load_lora
 
     clip_tokenizer, t5_tokenizer = comfy_folders.tokenizers()
     files = FluxFiles(**paths, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
@@ -203,7 +203,7 @@ class EncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, siglip: str, dinov2: str) -> io.NodeOutput:
-        from .instantcharacter.comfy_host import progress
+        from .instantcharacter.comfyui.hosting import progress
 
         return io.NodeOutput(load_encoder(locate("siglip", siglip, progress()), locate("dinov2", dinov2, progress())))
 
@@ -211,7 +211,7 @@ class EncoderLoader(io.ComfyNode):
 def load_encoder(siglip: Path, dinov2: Path) -> Any:
     """The encoders of these files or folders, as a CHARACTER_ENCODER."""
     from .instantcharacter import CharacterEncoder
-    from .instantcharacter.comfy_host import hosted, weight_dtype
+    from .instantcharacter.comfyui.hosting import hosted, weight_dtype
 
     return hosted(CharacterEncoder.from_pretrained(siglip, dinov2, dtype=weight_dtype()))
 
@@ -238,7 +238,7 @@ class AdapterLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: str) -> io.NodeOutput:
-        from .instantcharacter.comfy_host import progress
+        from .instantcharacter.comfyui.hosting import progress
 
         return io.NodeOutput(load_adapter(locate("adapter", adapter, progress())))
 
@@ -246,7 +246,7 @@ class AdapterLoader(io.ComfyNode):
 def load_adapter(path: Path) -> HostedAdapter:
     """The adapter of this file, as a CHARACTER_ADAPTER."""
     from .instantcharacter import CharacterAdapter
-    from .instantcharacter.comfy_host import HostedAdapter, weight_dtype
+    from .instantcharacter.comfyui.hosting import HostedAdapter, weight_dtype
 
     return HostedAdapter(CharacterAdapter.from_file(path, dtype=weight_dtype()))
 
@@ -298,9 +298,9 @@ class PrepareReference(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, margin: float, fit: Fit, mask: torch.Tensor | None = None, keep: Keep = "auto"
     ) -> io.NodeOutput:
-        from .instantcharacter.comfy_host import say
-        from .instantcharacter.comfy_values import images, masks
-        from .instantcharacter.reference import prepare_reference
+        from .instantcharacter.character.image import prepare_reference
+        from .instantcharacter.comfyui.hosting import say
+        from .instantcharacter.comfyui.values import images, masks
 
         pictures, found = images(image), None if mask is None else masks(mask)
         if found is not None and len(found) not in (1, len(pictures)):
@@ -348,8 +348,8 @@ class Encode(io.ComfyNode):
 
 def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: Fit = "pad") -> HostedCharacter:
     """The character of one or several pictures of it, [B, H, W, C]."""
-    from .instantcharacter.comfy_host import HostedCharacter, load
-    from .instantcharacter.comfy_values import images
+    from .instantcharacter.comfyui.hosting import HostedCharacter, load
+    from .instantcharacter.comfyui.values import images
 
     pictures = images(pictures)
     look = load(encoder)
@@ -414,7 +414,7 @@ class LoadCharacter(io.ComfyNode):
     @classmethod
     def execute(cls, name: str, adapter: HostedAdapter) -> io.NodeOutput:
         from .instantcharacter import Character
-        from .instantcharacter.comfy_host import HostedCharacter
+        from .instantcharacter.comfyui.hosting import HostedCharacter
 
         character = Character.load(folder_paths.get_full_path_or_raise("characters", name))
         character.check_made_by(adapter.fingerprint)
@@ -541,7 +541,7 @@ class Sampler(io.ComfyNode):
         image: torch.Tensor | None = None,
         latent: dict | None = None,
     ) -> io.NodeOutput:
-        from .instantcharacter.comfy_pipeline import Prompt, begin_with
+        from .instantcharacter.comfyui.sampler import Prompt, begin_with
 
         drawing = flux_pipe.draw(
             character,
@@ -618,8 +618,8 @@ class Apply(io.ComfyNode):
         end_percent: float,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from .instantcharacter.comfy_patch import Part, apply
-        from .instantcharacter.comfy_values import masks
+        from .instantcharacter.comfyui.model_patch import Part, apply
+        from .instantcharacter.comfyui.values import masks
 
         who, adapter = character
         where = None if mask is None else masks(mask)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io, ui
 
-from .instantcharacter.comfy_folders import DOWNLOAD, choices, inside_models, locate, locate_flux
+from .instantcharacter.comfyui.folders import DOWNLOAD, choices, inside_models, locate, locate_flux
 from .nodes import CATEGORY, encode, load_adapter, load_encoder, load_flux_pipeline
 
 if TYPE_CHECKING:
-    from .instantcharacter.comfy_host import HostedAdapter, HostedCharacter
-    from .instantcharacter.comfy_pipeline import HostedPipeline
+    from .instantcharacter.comfyui.hosting import HostedAdapter, HostedCharacter
+    from .instantcharacter.comfyui.sampler import HostedPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class InstantCharPipe:
 
 def flux_pipe(paths: Mapping[str, Any]) -> HostedPipeline:
     """FLUX of these files, as a FLUX_PIPE."""
-    from .instantcharacter.comfy_pipeline import HostedPipeline
+    from .instantcharacter.comfyui.sampler import HostedPipeline
 
     return HostedPipeline(load_flux_pipeline(paths), "auto")
 
@@ -82,7 +82,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, hf_token: str, ip_adapter_name: str, cpu_offload: bool) -> io.NodeOutput:
-        from .instantcharacter.comfy_host import progress
+        from .instantcharacter.comfyui.hosting import progress
 
         token = hf_token.strip()
         if token:
@@ -196,8 +196,8 @@ class Generate(io.ComfyNode):
         subject_scale: float,
         subject_image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from .instantcharacter.comfy_pipeline import Prompt
-        from .instantcharacter.comfy_values import images
+        from .instantcharacter.comfyui.sampler import Prompt
+        from .instantcharacter.comfyui.values import images
 
         drawing = pipe.flux.draw(
             None if subject_image is None else pipe.character(images(subject_image, "subject_image")),

@@ -1,6 +1,6 @@
-"""Takes the pictures of nodes and graphs in ``assets/`` and ``web/docs/images``, in a real ComfyUI with tiny models.
+"""Takes the pictures of nodes and graphs in ``assets/`` and ``web/docs/images``, in a real ComfyUI.
 
-.venv/bin/python assets/take_screenshots.py     # needs a ComfyUI and Chromium, see tests/comfyui.py, tests/browser.py
+.venv/bin/python assets/take_screenshots.py     # needs what tests/support/{server,browser}.py look for
 """
 
 import sys
@@ -10,9 +10,8 @@ from pathlib import Path
 PACK = Path(__file__).parent.parent
 sys.path[:0] = [str(PACK), str(PACK / "tests")]
 
-import browser
-import comfyui
-import tiny_models
+from support import browser, tiny_models
+from support import server as comfyui
 
 SHOWN = ("self_contained", "native", "two_characters")
 NODE = """([type, widgets]) => {

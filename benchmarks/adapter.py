@@ -23,18 +23,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import diffusers
-import tiny
 import torch
 import transformers
 from diffusers import FluxTransformer2DModel
 from PIL import Image
+from support import tiny
 from torch.profiler import ProfilerActivity, profile
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from instantcharacter import Character, CharacterAdapter, CharacterEncoder, encoders
-from instantcharacter.attention import Subject
-from instantcharacter.folding import fold
-from instantcharacter.processor import attach, detach
+from instantcharacter import Character, CharacterAdapter, CharacterEncoder
+from instantcharacter.character import encoders
+from instantcharacter.flux.attn_processor import attach, detach
+from instantcharacter.model.attention import Subject
+from instantcharacter.model.folding import fold
 
 DTYPE = torch.bfloat16
 GIB = 2**30

@@ -60,8 +60,8 @@ def measure(tiny: bool, steps: int) -> None:
     import comfyui_version
     import torch
 
-    from instantcharacter.comfy_host import HostedAdapter
-    from instantcharacter.comfy_patch import Part, apply
+    from instantcharacter.comfyui.hosting import HostedAdapter
+    from instantcharacter.comfyui.model_patch import Part, apply
 
     device = management.get_torch_device()
     name = "cpu" if tiny else torch.cuda.get_device_name()
@@ -105,7 +105,7 @@ def build(tiny: bool) -> tuple[Any, Any]:
     from instantcharacter import CharacterAdapter
 
     if tiny:
-        import recorded
+        from support import recorded
 
         return comfy.sd.load_diffusion_model_state_dict(recorded.transformer().state_dict()), recorded.adapter()
     state = random_weights(released_flux())

@@ -29,14 +29,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import psutil
-import tiny
 import torch
 from adapter import DTYPE, GIB, Device, built, print_versions, random_adapter, random_encoder, random_flux
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from support import tiny
 from transformers import CLIPTextModel, T5EncoderModel
 
-from instantcharacter import InstantCharacterPipeline, flux_files, memory
+from instantcharacter import InstantCharacterPipeline
+from instantcharacter.flux import load as flux_files
+from instantcharacter.offload import planning as memory
 
 RUNS = ("none", "24", "16", "12", "8", "6", "16+fp8", "compile", "compile+again", "16+compile")
 """A cap in GiB or a strategy, and what else; again: in a process that finds on disk what another one compiled."""

@@ -40,11 +40,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import comfyui
-from comfyui import Failed, Server
 from PIL import Image
 from rehearsal_card import GpuMemory, card
 from rehearsal_prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, WORKFLOWS, Prompt
+from support import server as comfyui
+from support.server import Failed, Server
 
 SECONDS = 300
 """After so many a prompt has failed."""

@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from comfyui import PACK, with_tiny_text_encoder
+from support.server import PACK, with_tiny_text_encoder
 
 TINY_STEPS, TINY_PART = 2, 16
 """Of a tiny picture: its steps, and the part of the shipped width and height."""

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # the first, since the tests hav
 
 import numpy as np
 import torch
-from comfyui import released_flux
 from huggingface_hub import save_torch_state_dict
 from PIL import Image
 from safetensors.torch import save_file
+from support.server import released_flux
 from torch import Tensor
 
 PACK = Path(__file__).parent.parent
@@ -142,7 +142,7 @@ def flux_shapes() -> Shapes:
 def clip_l_shapes() -> Shapes:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from instantcharacter.flux_files import CLIP_L
+    from instantcharacter.flux.load import CLIP_L
 
     with torch.device("meta"):
         return shapes_of(CLIPTextModel(CLIPTextConfig(**CLIP_L.released)), CLIP_L.prefix)
@@ -152,7 +152,7 @@ def t5() -> State:
     """With the embeddings twice, under both of their names, as the released file has them."""
     from transformers import T5Config, T5EncoderModel
 
-    from instantcharacter.flux_files import T5_XXL
+    from instantcharacter.flux.load import T5_XXL
 
     with torch.device("meta"):
         model = T5EncoderModel(T5Config(**T5_XXL.released))
@@ -163,7 +163,7 @@ def t5() -> State:
 def siglip_shapes() -> Shapes:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    from instantcharacter.encoders import SIGLIP
+    from instantcharacter.character.encoders import SIGLIP
 
     with torch.device("meta"):
         return shapes_of(SiglipVisionModel(SiglipVisionConfig(**SIGLIP.released)), SIGLIP.prefix)
@@ -172,7 +172,7 @@ def siglip_shapes() -> Shapes:
 def dinov2_shapes() -> Shapes:
     from transformers import Dinov2Config, Dinov2Model
 
-    from instantcharacter.encoders import DINOV2
+    from instantcharacter.character.encoders import DINOV2
 
     with torch.device("meta"):
         return shapes_of(Dinov2Model(Dinov2Config(**DINOV2.released)))
@@ -212,7 +212,7 @@ def lora_shapes(rank: int = 16) -> Shapes:
 def birefnet(path: Path) -> None:
     """The background removal model, by the tests' maker, where ComfyUI has the nodes for it."""
     if not path.exists() and (comfy_folder() / "background_removal/birefnet.json").is_file():
-        maker = PACK / "tests/in_comfyui/make_birefnet.py"
+        maker = PACK / "tests/comfyui/inside/make_birefnet.py"
         subprocess.run([sys.executable, maker, comfy_folder().parent, path], check=True)
 
 
@@ -231,8 +231,8 @@ def diffusers_folders(models: Path, writer: Writer) -> None:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import AutoTokenizer, CLIPTextConfig, Dinov2Config, SiglipVisionConfig, T5Config
 
-    from instantcharacter.encoders import DINOV2, SIGLIP
-    from instantcharacter.flux_files import CLIP_L, CLIP_LENGTH, T5_LENGTH, T5_XXL, VAE
+    from instantcharacter.character.encoders import DINOV2, SIGLIP
+    from instantcharacter.flux.load import CLIP_L, CLIP_LENGTH, T5_LENGTH, T5_XXL, VAE
 
     released_models(models, writer)
     folder = models / "diffusers/FLUX.1-dev"
@@ -319,7 +319,7 @@ def gguf_file(models: Path, writer: Writer, shapes_of_flux: Callable[[], Shapes]
 def tiny_files(models: Path, _: Writer) -> None:
     if models.exists():
         return
-    import tiny_models
+    from support import tiny_models
 
     tiny_models.fill(models.parent)
     # ComfyUI knows no smaller VAE than the real one. The pack does, and takes this one, the first of the name.
@@ -328,8 +328,7 @@ def tiny_files(models: Path, _: Writer) -> None:
 
 
 def tiny_flux_shapes() -> Shapes:
-    import recorded
-    import tiny_models
+    from support import recorded, tiny_models
 
     return {key: tuple(t.shape) for key, t in tiny_models.released_layout(recorded.transformer().state_dict()).items()}
 

@@ -24,10 +24,10 @@ from adapter import Device, print_versions, random_adapter, random_flux, step_in
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from instantcharacter import memory
-from instantcharacter.arrangement import _size, blocks_of
-from instantcharacter.processor import attach
-from instantcharacter.streaming import Visitor
+from instantcharacter.flux.attn_processor import attach
+from instantcharacter.offload import planning as memory
+from instantcharacter.offload.offloader import _size, blocks_of
+from instantcharacter.offload.streaming import Visitor
 
 GIB = 2**30
 

@@ -28,14 +28,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import torch
 from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from tiny import ADAPTER as TINY_ADAPTER
-from tiny import POOLED_WIDTH, TEXT_WIDTH, tiny_components, tiny_encoder
+from support.tiny import ADAPTER as TINY_ADAPTER
+from support.tiny import POOLED_WIDTH, TEXT_WIDTH, tiny_components, tiny_encoder
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from instantcharacter import AdapterConfig, CharacterAdapter, CharacterEncoder, encoders
-from instantcharacter.flux_files import VAE
+from instantcharacter import AdapterConfig, CharacterAdapter, CharacterEncoder
+from instantcharacter.character import encoders
+from instantcharacter.flux.load import VAE
 from instantcharacter.training import Source, TrainingConfig
 from instantcharacter.training.examples import FEATURES, Batch
 from instantcharacter.training.flow import new_adapter

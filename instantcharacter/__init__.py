@@ -9,26 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter import AdapterConfig, CharacterAdapter
-    from .character import Character
-    from .encoders import CharacterEncoder, CharacterFeatures
-    from .pipeline import (
+    from .character.encoders import CharacterEncoder, CharacterFeatures
+    from .flux.pipeline import (
         InstantCharacterImg2ImgPipeline,
         InstantCharacterInpaintPipeline,
         InstantCharacterPipeline,
     )
+    from .model.adapter import AdapterConfig, CharacterAdapter
+    from .model.character import Character
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AdapterConfig": "adapter",
-    "CharacterAdapter": "adapter",
-    "Character": "character",
-    "CharacterEncoder": "encoders",
-    "CharacterFeatures": "encoders",
-    "InstantCharacterPipeline": "pipeline",
-    "InstantCharacterImg2ImgPipeline": "pipeline",
-    "InstantCharacterInpaintPipeline": "pipeline",
+    "AdapterConfig": "model.adapter",
+    "CharacterAdapter": "model.adapter",
+    "Character": "model.character",
+    "CharacterEncoder": "character.encoders",
+    "CharacterFeatures": "character.encoders",
+    "InstantCharacterPipeline": "flux.pipeline",
+    "InstantCharacterImg2ImgPipeline": "flux.pipeline",
+    "InstantCharacterInpaintPipeline": "flux.pipeline",
 }
 
 __all__ = [

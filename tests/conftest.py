@@ -5,12 +5,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-import recorded
 import torch
+from support import recorded
 
 from instantcharacter import Character, CharacterAdapter, CharacterEncoder, InstantCharacterPipeline
 
-collect_ignore = [] if "INSIDE_COMFYUI" in os.environ else ["in_comfyui"]
+collect_ignore = [] if "INSIDE_COMFYUI" in os.environ else ["comfyui/inside"]
 
 torch.set_num_threads(1)  # two test processes share two cores
 

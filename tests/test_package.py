@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import recorded
 from packaging.version import Version
 from PIL import Image
+from support import recorded
 
 import instantcharacter
 from instantcharacter import CharacterEncoder, versions

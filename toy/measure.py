@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from instantcharacter import CharacterAdapter, CharacterEncoder, CharacterFeatures, InstantCharacterPipeline
-from instantcharacter.encoders import squares
+from instantcharacter.character.encoders import squares
 from instantcharacter.training.flow import CharacterFlow, draw
 from instantcharacter.training.objective import positions
 from toy.judge import Judge, halves, retrieved

@@ -19,7 +19,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from instantcharacter.adapter import AdapterConfig
+from instantcharacter.model.adapter import AdapterConfig
 
 PAD, END, START = "<pad>", "</s>", "<s>"
 GAPS = [f"<gap_{i}>" for i in range(8)]

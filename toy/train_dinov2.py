@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instantcharacter.encoders import DINOV2_NORM
-from instantcharacter.reference import VIEW
+from instantcharacter.character.encoders import DINOV2_NORM
+from instantcharacter.character.image import VIEW
 from toy.learning import DEVICE, learn
 from toy.models import DINOV2, new_dinov2, save_half
 from toy.pictures import Album, batches, crop

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from instantcharacter.encoders import SIGLIP_NORM
-from instantcharacter.reference import VIEW
+from instantcharacter.character.encoders import SIGLIP_NORM
+from instantcharacter.character.image import VIEW
 from toy.learning import DEVICE, learn
 from toy.models import CLIP, CLIP_LENGTH, SIGLIP, new_clip, new_siglip, save_half
 from toy.pictures import SHOTS, Album, batches, crop

@@ -11,8 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..adapter import AdapterConfig
-from ..models import DINOV2, FLUX, SIGLIP
+from ..files.catalog import DINOV2, FLUX, SIGLIP
+from ..model.adapter import AdapterConfig
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..encoders import CharacterEncoder, squares
-from ..files import read_safetensors, written_whole
-from ..memory import GIB
-from ..reference import open_picture
+from ..character.encoders import CharacterEncoder, squares
+from ..character.image import open_picture
+from ..files.reading import read_safetensors, written_whole
+from ..offload.planning import GIB
 from .config import Preview, TrainingConfig
 from .fingerprint import fingerprint
 from .objective import pack
@@ -312,7 +312,7 @@ def _squares(picture: Encoded) -> Tensor:
 
 
 def _decoded(picture: Encoded) -> Image.Image:
-    """A picture as :func:`~instantcharacter.reference.open_picture` has it; no file of it stays open."""
+    """A picture as :func:`~instantcharacter.character.image.open_picture` has it; no file of it stays open."""
     data = picture.read_bytes() if isinstance(picture, Path) else picture
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -10,9 +10,9 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..adapter import CharacterAdapter
-from ..attention import Subject
-from ..processor import attach
+from ..flux.attn_processor import attach
+from ..model.adapter import CharacterAdapter
+from ..model.attention import Subject
 
 
 class CharacterFlow(nn.Module):
@@ -52,7 +52,7 @@ class CharacterFlow(nn.Module):
             guidance: [B], what FLUX is told.
             prompts: [B, T, W].
             pooled: [B, V].
-            features: of the characters, see :class:`~instantcharacter.encoders.CharacterFeatures`.
+            features: of the characters, see :class:`~instantcharacter.character.encoders.CharacterFeatures`.
             places: [S, 3], where the tokens are.
             scale: how strongly the characters are drawn; 1 where an adapter is trained.
         """

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from ..adapter import CharacterAdapter
-from ..files import written_whole
+from ..files.reading import written_whole
+from ..model.adapter import CharacterAdapter
 from .config import TrainingConfig
 from .examples import Batch, Examples, Held, in_order
 from .flow import CharacterFlow, draw, new_adapter

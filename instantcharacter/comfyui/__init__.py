@@ -1,0 +1,1 @@
+"""ComfyUI's side: the only place that imports it."""

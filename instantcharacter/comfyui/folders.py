@@ -1,0 +1,246 @@
+"""ComfyUI's model folders: which of InstantCharacter's files are in them, and how the others get there."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import folder_paths
+
+from ..files.catalog import FILES, TOY, ModelFile, fetch, toy
+from ..files.folders import TOKENIZERS, match, save_folder
+from ..files.reading import read_json
+
+DOWNLOAD = "download"
+"""The choice in a list that fetches the usual file, unless it is there."""
+OWN_FOLDERS = ("ipadapter", "clipvision", "characters")
+"""Folders of this pack, beside those that ComfyUI has."""
+SUFFIXES = {
+    "flux": (".safetensors", ".sft", ".gguf"),
+    "adapter": (".bin", ".safetensors"),
+}
+"""The endings that a list shows, where they are not ``.safetensors`` alone."""
+PARTS = {"flux": "transformer", "clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
+"""Where a diffusers folder of FLUX has what are files of their own otherwise."""
+NAME_BYTES, PATH_BYTES = 255, 1000
+"""The longest that may be typed, so that every system takes it with the folder before it."""
+CHARACTER_BYTES = 200
+"""The longest name of a character: its ending, and that of a file half written, come after it."""
+
+
+def register() -> None:
+    """Make the pack's folders known to ComfyUI, beside what ``extra_model_paths.yaml`` says of them."""
+    for name in OWN_FOLDERS:
+        paths, endings = folder_paths.folder_names_and_paths.get(name, ([], set()))
+        own = os.path.join(folder_paths.models_dir, name)  # noqa: PTH118 - ComfyUI's paths are strings
+        paths = paths if own in paths else [*paths, own]
+        folder_paths.folder_names_and_paths[name] = (paths, set(endings) | folder_paths.supported_pt_extensions)
+
+
+def choices(name: str) -> list[str]:
+    """What a list offers for one of :data:`~instantcharacter.files.catalog.FILES`, the node's default first.
+
+    That is the usual file where it is there, and :data:`DOWNLOAD` where it is not: never another model's file.
+    """
+    options = [*_listed(name), DOWNLOAD]
+    default = _usual(name) or DOWNLOAD
+    return [default, *(option for option in options if option != default)]
+
+
+def locate(name: str, choice: str, progress: Callable[[int, int], None] | None = None, token: str = "") -> Path:
+    """The path of what was chosen for one of :data:`~instantcharacter.files.catalog.FILES`.
+
+    Args:
+        name: which.
+        choice: from :func:`choices`, or :data:`~instantcharacter.files.catalog.TOY`. :data:`DOWNLOAD` takes the usual
+            file, and fetches it if it is nowhere.
+        progress: see :func:`~instantcharacter.files.catalog.fetch`.
+        token: see there.
+
+    Raises:
+        FileNotFoundError: what was chosen is gone.
+        OSError: it could not be fetched.
+    """
+    if choice == TOY:
+        return toy(name)
+    file = FILES[name]
+    if choice == DOWNLOAD:
+        usual = _usual(name)
+        if usual is None:
+            return fetch(file, _save_folder(file), progress, token)
+        choice = usual
+    path = _path(name, choice)
+    if path is None:
+        raise FileNotFoundError(
+            f"{file.title}: {choice} is in none of ComfyUI's folders {', '.join(_searched(name))}. Choose another in "
+            f"the list, or {DOWNLOAD} (reload the page with R to see new files)."
+        )
+    return path
+
+
+def locate_flux(
+    chosen: Mapping[str, str], progress: Callable[[int, int], None] | None = None, token: str = ""
+) -> dict[str, Path | None]:
+    """The paths of FLUX's parts, as :func:`locate` has them; none for a part that comes with a diffusers folder.
+
+    :data:`DOWNLOAD` takes FLUX.1-dev's folder, and the parts in it, rather than fetch a file.
+
+    Args:
+        chosen: for ``flux``, ``clip_l``, ``t5`` and ``vae``, from :func:`choices`.
+        progress: see :func:`~instantcharacter.files.catalog.fetch`.
+        token: see there.
+    """
+    wanted = [name for name, choice in chosen.items() if choice == DOWNLOAD]
+    flux, folder = chosen["flux"], match(FILES["flux"], _flux_folders())
+    if flux == DOWNLOAD and folder and any(_usual(name) is None for name in wanted):
+        flux = folder
+    path = locate("flux", flux, progress, token)
+    paths: dict[str, Path | None] = {"flux": path}
+    for name, choice in chosen.items():
+        if name != "flux":
+            in_folder = choice == DOWNLOAD and path.is_dir() and _has_weights(path / PARTS[name])
+            paths[name] = None if in_folder else locate(name, choice, progress, token)
+    return paths
+
+
+def inside_models(given: str) -> Path:
+    """A path that was typed, looked up inside ComfyUI's model folders.
+
+    It may begin where ComfyUI was started, as the earlier pack had it, in ComfyUI's folder, or in a model folder.
+
+    Raises:
+        ValueError: one that leads outside of the model folders, or that no file can have.
+        FileNotFoundError: there is nothing there.
+    """
+    _check_typed(given)
+    roots = [folder_paths.models_dir, *(p for paths, _ in folder_paths.folder_names_and_paths.values() for p in paths)]
+    roots = [Path(os.path.normpath(root)) for root in roots if Path(root).name != "custom_nodes"]
+    starts = (Path.cwd(), roots[0].parent, *roots)
+    candidates = [Path(os.path.normpath(start / given.strip().replace("\\", "/"))) for start in starts]
+    inside = [path for path in candidates if path not in roots and any(map(path.is_relative_to, roots))]
+    if not inside:
+        raise ValueError(f"{given!r} is not inside ComfyUI's model folders: put the files there, or link them")
+    for path in inside:
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{given!r} is not in ComfyUI's model folders; looked for {inside[0]} and elsewhere")
+
+
+def character_file(name: str) -> Path:
+    """Where a character of this name is saved: in ``models/characters``, which is made if need be.
+
+    Raises:
+        ValueError: no name, one that leads out of that folder, or one that no file can have.
+    """
+    _check_typed(name, CHARACTER_BYTES)
+    folder = Path(os.path.normpath(folder_paths.get_folder_paths("characters")[0]))
+    path = Path(os.path.normpath(folder / f"{name.strip().removesuffix('.safetensors')}.safetensors"))
+    if not name.strip() or not path.is_relative_to(folder) or path.name == ".safetensors":
+        raise ValueError(f"{name!r} is no name for a character: expected letters, as in fox or friends/fox")
+    return path
+
+
+def tokenizers() -> tuple[Path, Path]:
+    """The folders with CLIP's and T5's vocabularies, which come with ComfyUI."""
+    import comfy
+
+    clip, t5 = (Path(next(iter(comfy.__path__))).parent / folder for folder in TOKENIZERS)
+    return clip, t5
+
+
+def listed(folder: str) -> list[str]:
+    """The files in one of ComfyUI's folders, for a list to choose from."""
+    return _utf8(folder_paths.get_filename_list(folder))
+
+
+def _check_typed(path: str, name_bytes: int = NAME_BYTES) -> None:
+    """Raise ``ValueError`` for what no file can be called, or no message can show.
+
+    ComfyUI logs every error in UTF-8; a message that cannot be encoded ends the thread that runs its prompts.
+    """
+    encoded = path.encode("utf-8", "replace")
+    longest = max(len(name) for name in encoded.replace(b"\\", b"/").split(b"/"))
+    if not _utf8([path]) or "\0" in path or longest > name_bytes or len(encoded) > PATH_BYTES:
+        raise ValueError(
+            f"{reprlib.repr(path)} cannot be a file: expected UTF-8, {name_bytes} bytes a name, {PATH_BYTES} in all"
+        )
+
+
+def _utf8(names: Iterable[str]) -> list[str]:
+    """The names that UTF-8 has; those of files in another encoding are left out."""
+    return [name for name in names if name.encode("utf-8", "ignore").decode() == name]
+
+
+def _save_folder(file: ModelFile) -> Path:
+    folders = {name: folder_paths.get_folder_paths(name) for name in file.searched}
+    return save_folder(file, folders, folder_paths.models_dir)
+
+
+def _usual(name: str) -> str | None:
+    """The file among those listed that is the usual one, by any of its names."""
+    usual = match(FILES[name], (choice for choice in _listed(name) if choice.endswith(_suffixes(name))))
+    return usual or (match(FILES[name], _flux_folders()) if name == "flux" else None)
+
+
+def _flux_folders() -> list[str]:
+    """The diffusers folders in the list of FLUX's files that have all their weights."""
+    folders = [(choice, _path("flux", choice)) for choice in _listed("flux") if not choice.endswith(_suffixes("flux"))]
+    return [choice for choice, path in folders if path and all(_has_weights(path / part) for part in PARTS.values())]
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a part of a diffusers folder is there, in one file or in every piece that its index names."""
+    try:
+        indexes = [read_json(path) for path in folder.glob("*.safetensors.index.json")]
+        pieces = {folder / piece for index in indexes for piece in index["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no index that can be read
+        return False
+    if pieces:
+        return all(piece.exists() for piece in pieces)
+    return any((folder / name).exists() for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"))
+
+
+def _path(name: str, choice: str) -> Path | None:
+    """Where a file that is listed is."""
+    directories = (directory for folder in _searched(name) for directory in folder_paths.get_folder_paths(folder))
+    return next((path for path in (Path(directory, choice) for directory in directories) if path.exists()), None)
+
+
+def _suffixes(name: str) -> tuple[str, ...]:
+    """What a file that is listed ends in."""
+    return SUFFIXES.get(name, (".safetensors",))
+
+
+def _searched(name: str) -> tuple[str, ...]:
+    return (*FILES[name].searched, *(("diffusers",) if name == "flux" else ()))
+
+
+def _listed(name: str) -> list[str]:
+    """The files that may be what is looked for, and for FLUX the diffusers folders, by their names in their folders."""
+    found: dict[str, None] = {}
+    for folder in _searched(name):
+        for directory in folder_paths.get_folder_paths(folder):
+            files = _files(directory)
+            folders = [str(Path(file).parent) for file in files if Path(file).name == "model_index.json"]
+            whole = tuple(f"{path}{os.sep}" for path in folders)
+            single = [file for file in files if file.endswith(_suffixes(name))]
+            found |= dict.fromkeys(file for file in single if not file.startswith(whole))
+            if name == "flux":
+                found |= dict.fromkeys(folders)
+    return sorted(_utf8(found))
+
+
+def _files(directory: str) -> list[str]:
+    """The files in a directory and below it, walked again only where a folder in it has changed since."""
+    files, folders = _walked.get(directory, ([], {}))
+    if not folders or any(
+        not Path(path).is_dir() or Path(path).stat().st_mtime != then for path, then in folders.items()
+    ):
+        files, folders = _walked[directory] = folder_paths.recursive_search(directory, [".git", ".cache"])
+    return files
+
+
+_walked: dict[str, tuple[list[str], dict[str, float]]] = {}
+"""By directory: the files in it, and when each folder in it was last changed."""

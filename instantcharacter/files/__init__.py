@@ -1,0 +1,1 @@
+"""Bytes on disk and on the hub: safe reading, atomic writing, the catalogue of model files, downloading."""

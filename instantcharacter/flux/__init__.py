@@ -1,0 +1,1 @@
+"""diffusers' FLUX with a character."""

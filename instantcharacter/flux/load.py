@@ -1,0 +1,310 @@
+"""A FLUX pipeline from the files that ComfyUI users have: one for each part, or a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, GGUFQuantizationConfig
+from diffusers.loaders.single_file_utils import load_single_file_checkpoint
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from ..files.reading import check_file, read_json, read_safetensors, refuse_code
+from ..files.single_file import SingleFileModel
+from .layout import BLOCKS, OWN, diffusers_layers, own_part, to_diffusers
+from .pipeline import InstantCharacterPipeline
+from .variants import FLUX_1, INPUT, Shapes, variant
+
+logger = logging.getLogger(__name__)
+
+EXPECTED_FLUX = "FLUX.1 in one file (.safetensors in bf16, fp16 or plain fp8, or .gguf), or a diffusers folder"
+EXPECTED_VAE = "FLUX's VAE (ae.safetensors)"
+FP8 = torch.float8_e4m3fn
+HEAD_DIM = 128
+"""FLUX's, at any width."""
+KNOWN_BY = {
+    name: (f"{layer}.weight", f"{diffusers_layers(layer)[0]}.weight")
+    for name, layer in {
+        "picture": "img_in",
+        "text": "txt_in",
+        "pooled": "vector_in.in_layer",
+        "guidance": "guidance_in.in_layer",
+    }.items()
+}
+"""The weights that tell a FLUX's sizes, each by its released name and by diffusers'."""
+CLIP_LENGTH, T5_LENGTH = 77, 512
+"""Tokens that each text encoder takes."""
+
+CLIP_L = SingleFileModel(
+    name="CLIP-L's text encoder",
+    model=CLIPTextModel,
+    config=CLIPTextConfig,
+    released={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "vocab_size": 49408,
+        "hidden_act": "quick_gelu",
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    },
+    prefix="text_model.",
+    towers=("embeddings.", "encoder.", "final_layer_norm."),
+    telling=("embeddings.token_embedding.weight", 1, "hidden_size"),
+)
+T5_XXL = SingleFileModel(
+    name="T5-XXL's encoder",
+    model=T5EncoderModel,
+    config=T5Config,
+    released={
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "vocab_size": 32128,
+        "feed_forward_proj": "gated-gelu",
+    },
+    prefix="",
+    towers=("shared.", "encoder."),
+    telling=("shared.weight", 1, "d_model"),
+)
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+@dataclass(frozen=True)
+class FluxFiles:
+    """Where the parts of a FLUX pipeline are.
+
+    Attributes:
+        flux: one file, or a diffusers folder.
+        clip_l: one file; the folder's if not given, or none without a folder.
+        t5: one file, as ``clip_l``.
+        vae: one file; the folder's if not given.
+        clip_tokenizer: a folder with CLIP's vocabulary, for ``clip_l``; not needed where the folder has one.
+        t5_tokenizer: a folder with T5's.
+    """
+
+    flux: Path
+    clip_l: Path | None = None
+    t5: Path | None = None
+    vae: Path | None = None
+    clip_tokenizer: Path | None = None
+    t5_tokenizer: Path | None = None
+
+
+def load_flux(files: FluxFiles, dtype: torch.dtype, fp8: bool = False) -> InstantCharacterPipeline:
+    """A pipeline of these files, on the CPU; without text encoders it draws from embeddings alone.
+
+    Args:
+        files: where the parts are.
+        dtype: of the arithmetic, and of weights that are not stored smaller.
+        fp8: keep FLUX's weights in 8 bits (e4m3); they become ``dtype`` when they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a file that is cut off, of another model, or in a form that only ComfyUI reads.
+    """
+    parts: dict[str, Any] = {}
+    if files.clip_l:
+        parts["text_encoder"] = CLIP_L.load(files.clip_l, CLIP_L.read_config(files.clip_l), dtype)
+    if files.t5:
+        parts["text_encoder_2"] = T5_XXL.load(files.t5, T5_XXL.read_config(files.t5), dtype)
+    if files.vae:
+        parts["vae"] = _load_vae(files.vae, dtype)
+    if files.flux.is_dir():
+        pipeline = _from_folder(files.flux, parts, dtype)
+    else:
+        transformer = _load_transformer(files.flux, dtype, fp8)
+        pipeline = InstantCharacterPipeline(**_complete(parts, files, transformer))
+    if fp8 and not getattr(pipeline.transformer, "is_quantized", False):
+        store_in_fp8(pipeline.transformer, dtype)
+    return pipeline
+
+
+def store_in_fp8(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> None:
+    """Keep FLUX's large weights in 8 bits (e4m3), layer by layer; its norms in ``dtype``, as the arithmetic."""
+    transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype)
+    for module in transformer.modules():
+        if not hasattr(module, "_diffusers_hook"):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
+def check_folder(folder: Path) -> None:
+    """Look through a diffusers folder before anything in it is loaded.
+
+    Raises:
+        ValueError: it is no FLUX.1, a kind of it that is not read here, or one that brings code of its own, which
+            diffusers below 0.38 would run.
+    """
+    index = read_json(folder / "model_index.json")
+    parts = {name: value for name, value in index.items() if isinstance(value, (list, dict)) or name == "_class_name"}
+    kind = parts.pop("_class_name", None)
+    foreign = [name for name, value in parts.items() if not _of_a_library(value)]
+    if not isinstance(kind, str) or foreign:
+        name = foreign[0] if isinstance(kind, str) else "_class_name"
+        raise ValueError(
+            f"{folder} wants code run that is not diffusers' or transformers' ({name}: {index.get(name)} in "
+            "model_index.json), which it is not: take FLUX.1 from where it was released"
+        )
+    if parts.get("transformer") != ["diffusers", FluxTransformer2DModel.__name__]:
+        raise ValueError(f"{folder} is a {kind}. Expected {EXPECTED_FLUX}.")
+    for name in parts:
+        refuse_code(folder / name)
+    config = read_json(folder / "transformer/config.json")
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise ValueError(f"{folder} is quantised by {method}, which InstantCharacter does not read: {FLUX_1} in GGUF")
+    _check_variant({INPUT[1]: (0, config.get("in_channels", 64))}, folder)
+
+
+def _of_a_library(value: Any) -> bool:
+    """Whether an entry of ``model_index.json`` is ``[library, class]`` of a library that is trusted, or of none."""
+    return isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers", None)
+
+
+def _from_folder(folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> InstantCharacterPipeline:
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json. Expected {EXPECTED_FLUX}.")
+    check_folder(folder)
+    return InstantCharacterPipeline.from_pretrained(folder, **parts, torch_dtype=dtype)
+
+
+def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict[str, Any]:
+    """All that a pipeline takes, for FLUX in one file."""
+    if "vae" not in parts:
+        raise ValueError(f"{files.flux} comes without a VAE: choose {EXPECTED_VAE}")
+    guided = transformer.config.guidance_embeds
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0 if guided else 1.0, use_dynamic_shifting=guided),
+        "text_encoder": None,
+        "text_encoder_2": None,
+        "tokenizer": _tokenizer(files.clip_tokenizer, CLIP_LENGTH) if files.clip_l else None,
+        "tokenizer_2": _tokenizer(files.t5_tokenizer, T5_LENGTH) if files.t5 else None,
+        "transformer": transformer,
+        **parts,
+    }
+
+
+def _tokenizer(folder: Path | None, length: int) -> Any:
+    if folder is None:
+        raise ValueError("a text encoder from one file needs a folder with its tokenizer's vocabulary")
+    return AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False)
+
+
+def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransformer2DModel:
+    """FLUX with its weights in ``dtype``; GGUF's stay as they are, and with ``fp8`` so do those of a file in fp8."""
+    check_file(path, EXPECTED_FLUX)
+    settings: dict[str, Any] = {"torch_dtype": dtype}
+    if path.suffix == ".gguf":
+        settings["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
+        whole = _read_gguf(path)
+    else:
+        whole, _ = read_safetensors(path, EXPECTED_FLUX)
+    state = own_part(whole)
+    if len(state) < len(whole):
+        logger.info("%s is a whole checkpoint; of it FLUX alone is read, not its text encoders and VAE", path.name)
+    config = _flux_config(state, path)
+    if fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
+        settings["torch_dtype"] = FP8
+    state = to_diffusers(state, config["attention_head_dim"] * config["num_attention_heads"])
+    _check_keys(state, config, path)
+    return _from_state(FluxTransformer2DModel, state, config, path, settings)
+
+
+def _read_gguf(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_single_file_checkpoint(str(path))
+    except ImportError as error:
+        raise ImportError(f"{path.name} needs the package that reads GGUF: pip install gguf") from error
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is cut off or not a GGUF file. Expected {EXPECTED_FLUX}.") from error
+
+
+def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
+    state, _ = read_safetensors(path, EXPECTED_VAE)
+    beside = path.parent / "config.json"
+    config = VAE
+    if "decoder.conv_in.weight" not in state:
+        raise ValueError(f"{path} holds {sorted(state)[:3]}. Expected {EXPECTED_VAE}.")
+    if state["decoder.conv_in.weight"].shape[0] != VAE["block_out_channels"][-1] and beside.is_file():  # type: ignore[index]
+        config = read_json(beside)
+    return _from_state(AutoencoderKL, state, config, path, {"torch_dtype": dtype})
+
+
+def _from_state(model: Any, state: Mapping[str, Any], config: dict, path: Path, settings: dict[str, Any]) -> Any:
+    """A diffusers model of weights in either layout, and of sizes that are known: nothing is looked up on the hub."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            return model.from_single_file(dict(state), config=folder, **settings)
+        except (LookupError, ValueError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{path} does not fit {model.__name__} ({reason}). Is it cut down or merged?") from error
+
+
+def _flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """FLUX's sizes, read off its weights, in the released layout, ComfyUI's or diffusers'."""
+    shapes = {key: list(getattr(tensor, "quant_shape", tensor.shape)) for key, tensor in state.items()}
+    _check_variant(shapes, path)
+    sizes = {kind: next((shapes[key] for key in keys if key in shapes), []) for kind, keys in KNOWN_BY.items()}
+    if not all(len(sizes[kind]) == 2 for kind in ("picture", "text", "pooled")):
+        raise ValueError(f"{path} holds {sorted(state)[:3]}. Expected {EXPECTED_FLUX}.")
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "in_channels": sizes["picture"][1],
+        "num_layers": _count(shapes, "double_blocks"),
+        "num_single_layers": _count(shapes, "single_blocks"),
+        "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": sizes["picture"][0] // HEAD_DIM,
+        "joint_attention_dim": sizes["text"][1],
+        "pooled_projection_dim": sizes["pooled"][1],
+        "guidance_embeds": bool(sizes["guidance"]),
+        "out_channels": 64,
+    }
+
+
+def _check_variant(shapes: Shapes, path: Path) -> None:
+    """Raise ``ValueError`` for a kind of FLUX, or a form to store it in, that is not read here."""
+    if kind := variant(shapes):
+        raise ValueError(f"{path} is {kind.name}; {kind.advice}")
+
+
+def _check_keys(state: dict[str, Any], config: dict[str, Any], path: Path) -> None:
+    """Raise ``ValueError`` unless diffusers' keys are all there, and no other of FLUX's own; drop those of others."""
+    with torch.device("meta"):
+        expected = FluxTransformer2DModel.from_config(config).state_dict().keys()
+    own = OWN | {key.split(".")[0] for key in expected}
+    for what, keys in (
+        ("lacks {} weights that FLUX.1 has", [key for key in expected if key not in state]),
+        ("has {} weights that FLUX.1 has not", [k for k in state if k not in expected and k.split(".")[0] in own]),
+    ):
+        if keys:
+            raise ValueError(f"{path} {what.format(len(keys))}, {keys[0]} first. Expected {EXPECTED_FLUX}, whole.")
+    for key in [key for key in state if key not in expected]:
+        del state[key]
+
+
+def _count(keys: Iterable[str], blocks: str) -> int:
+    """How many blocks there are of a kind, which is called by its released name."""
+    names = (blocks, BLOCKS[blocks][0])
+    return len({key.split(".")[1] for key in keys if key.split(".")[0] in names})

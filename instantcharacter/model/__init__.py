@@ -1,0 +1,1 @@
+"""The adapter's network: tensors in, tensors out."""

@@ -1,0 +1,579 @@
+"""The pack in a real ComfyUI, on its CPU, with tiny weights: through its queue, as a browser or script uses it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+from support import server as comfyui
+from support import tiny_models
+from support.server import Failed, Server
+
+API = comfyui.PACK / "workflows/api"
+TINY = {"width": 256, "height": 256, "steps": 3, "num_inference_steps": 3}
+"""Settings that every workflow is run with."""
+PREPARE = "InstantCharacterPrepareReference"
+
+pytestmark = [
+    pytest.mark.skipif(bool(comfyui.why_not()), reason=str(comfyui.why_not())),
+    pytest.mark.xdist_group("comfyui"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Server:
+    folder = tmp_path_factory.mktemp("comfyui")
+    tiny_models.fill(folder)
+    if comfyui.gguf_pack():
+        tiny_models.save_gguf(folder / "models/unet/flux1-dev-Q8_0.gguf")
+    with comfyui.serving(folder, "--preview-method", "auto") as server:
+        yield server
+
+
+def workflow(name: str, **changes: object) -> dict:
+    """An API workflow at a tiny size; ``Node__input=value`` changes an input of every node of that class."""
+    prompt = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    settings = {key.split("__")[0]: {} for key in changes}
+    for key, value in changes.items():
+        node, setting = key.split("__")
+        settings[node][setting] = value
+    for node in prompt.values():
+        inputs = node["inputs"]
+        inputs |= {key: value for key, value in TINY.items() if key in inputs}
+        if node["_meta"]["title"] == "One half of it":
+            inputs["width"] = TINY["width"] // 2
+        if node["class_type"] == "MaskComposite":
+            inputs["x"] = inputs["x"] * TINY["width"] // 1024
+        inputs |= settings.get(node["class_type"], {})
+    return comfyui.with_tiny_text_encoder(prompt)
+
+
+def only(prompt: dict, name: str) -> dict:
+    """The one node of a class."""
+    (node,) = (node for node in prompt.values() if node["class_type"] == name)
+    return node
+
+
+def shown(outputs: dict) -> list[dict]:
+    return [picture for node in outputs.values() for picture in node.get("images", []) if picture["type"] == "output"]
+
+
+def drawn(server: Server, prompt: dict, seconds: float = 240) -> Image.Image:
+    """The picture that a prompt saves, fetched."""
+    (picture,) = shown(server.run(prompt, seconds))
+    return Image.open(io.BytesIO(server.picture(picture))).convert("RGB")
+
+
+def error(history: dict) -> dict:
+    """The error that a prompt ended in, as ``/history`` has it."""
+    return next(content for kind, content in history["status"]["messages"] if kind == "execution_error")
+
+
+@contextmanager
+def moved_away(server: Server, *names: str) -> Iterator[None]:
+    """The server's model folders of these names, gone in the block."""
+    folders = {server.folder / "models" / name: server.folder / f"away-{name}" for name in names}
+    for folder, away in folders.items():
+        folder.rename(away)
+    try:
+        yield
+    finally:
+        for folder, away in folders.items():
+            shutil.rmtree(folder, ignore_errors=True)  # made for a file that was to be fetched
+            away.rename(folder)
+
+
+# Every workflow
+
+
+@pytest.mark.parametrize(
+    "name", ["self_contained", "native", "two_characters", "earlier_pack", "earlier_pack_local", "toy"]
+)
+def test_workflow_runs(server, name):
+    picture = drawn(server, workflow(name))
+    assert picture.size == (256, 256)
+    assert len(picture.getcolors(2**16)) > 100
+
+
+def test_the_toy_lora_changes_what_the_toy_flux_draws(server):
+    styled = workflow("toy", InstantCharacterFluxLoader__lora="toy")
+    assert drawn(server, styled).tobytes() != drawn(server, workflow("toy")).tobytes()
+
+
+def alive(server: Server, name: str) -> int:
+    """How many objects of a class ComfyUI's process has."""
+    return server.run({"1": {"class_type": "TestAlive", "inputs": {"name": name}}})["1"]["alive"][0]
+
+
+def test_another_lora_strength_loads_nothing_again_and_memory_is_let_go(server):
+    def styled(strength: float) -> dict:
+        return workflow(
+            "toy", InstantCharacterFluxLoader__lora="toy", InstantCharacterFluxLoader__lora_strength=strength
+        )
+
+    def loaded() -> int:
+        return server.log.read_text().count("InstantCharacter's memory plan is")
+
+    weak, times = drawn(server, styled(0.2)), loaded()
+    strong = drawn(server, styled(1.2))
+    assert strong.tobytes() != weak.tobytes()
+    assert drawn(server, styled(0.2)).tobytes() == weak.tobytes()
+    both = styled(0.2) | {f"2{key}": node for key, node in styled(1.2).items() if "FluxLoader" in node["class_type"]}
+    (loader,) = (key for key in both if key.startswith("2") and "FluxLoader" in both[key]["class_type"])
+    sampler, saver = (f"2{key}" for key in ("8", "9"))
+    both[sampler] = json.loads(json.dumps(only(styled(1.2), "InstantCharacterSampler")))
+    both[sampler]["inputs"]["flux_pipe"] = [loader, 0]
+    both[saver] = {"class_type": "SaveImage", "inputs": {"images": [sampler, 0], "filename_prefix": "strong"}}
+    pictures = {shown_["filename"][:6]: server.picture(shown_) for shown_ in shown(server.run(both))}
+    assert Image.open(io.BytesIO(pictures.pop("strong"))).convert("RGB").tobytes() == strong.tobytes()
+    (other,) = pictures.values()
+    assert Image.open(io.BytesIO(other)).convert("RGB").tobytes() == weak.tobytes()
+    assert loaded() == times
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    assert alive(server, "HostedPipeline") == 0
+
+
+@pytest.mark.skipif(comfyui.gguf_pack() is None, reason="no ComfyUI-GGUF in that ComfyUI")
+def test_gguf_and_lora_workflow_runs_and_draws_the_character(server):
+    whole = drawn(server, workflow("native_gguf_lora"))
+    without = drawn(server, workflow("native_gguf_lora", InstantCharacterApply__scale=0.0))
+    assert whole.size == (256, 256)
+    assert whole.tobytes() != without.tobytes()
+
+
+def test_background_removal_workflow_runs(server):
+    """BiRefNet at its real size, since ComfyUI knows no smaller one: a minute or two on a CPU."""
+    found = comfyui.find_comfyui()
+    if not (found / "comfy/background_removal/birefnet.json").is_file():
+        pytest.skip("that ComfyUI has no background removal nodes")
+    maker = comfyui.PACK / "tests/comfyui/inside/make_birefnet.py"
+    file = server.folder / "models/background_removal/birefnet.safetensors"
+    subprocess.run([comfyui.comfyui_python(found), maker, found, file], check=True, capture_output=True)
+    assert drawn(server, workflow("background_removal"), seconds=900).size == (256, 256)
+
+
+def test_character_is_saved_and_drawn_again(server):
+    kept = server.run(workflow("save_character", InstantCharacterSaveCharacter__name="friends/fox"))
+    thumbnail = Image.open(io.BytesIO(server.picture(kept["8"]["images"][0])))
+    assert thumbnail.size == (256, 256)
+    assert (server.folder / "models/characters/friends/fox.safetensors").is_file()
+    again = workflow("load_character", InstantCharacterLoadCharacter__name="friends/fox.safetensors")
+    assert drawn(server, again).tobytes() == drawn(server, workflow("native")).tobytes()
+
+
+def test_saving_another_character_under_a_name_needs_overwrite(server):
+    save = {"InstantCharacterSaveCharacter__name": "kept"}
+    server.run(workflow("save_character", **save))
+    server.run(workflow("save_character", **save, InstantCharacterPrepareReference__fit="stretch"))  # the same
+    other = {**save, "LoadImage__image": "owl.png"}
+    with pytest.raises(Failed, match="another character.*switch overwrite on"):
+        server.run(workflow("save_character", **other))
+    server.run(workflow("save_character", **other, InstantCharacterSaveCharacter__overwrite=True))
+
+
+# Pictures that people have
+
+
+def save_input(server: Server, name: str, picture: Image.Image) -> str:
+    picture.save(server.folder / "input" / name)
+    return name
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A photograph's likes, 320×200: a red character left of the middle of a ground of many colours."""
+    ground = Image.linear_gradient("L").resize((320, 200))
+    picture = Image.merge("RGB", (ground, ground.transpose(Image.Transpose.ROTATE_180), ground.rotate(90)))
+    picture.paste((200, 30, 30), (60, 60, 130, 180))
+    picture.paste((120, 10, 60), (80, 60, 110, 90))
+    return picture
+
+
+def prepared(server: Server, name: str) -> tuple[Image.Image, str]:
+    """What Prepare in a shipped workflow makes of a file, and what it says of it."""
+    on_node = server.run(up_to_prepare(name))["6"]
+    picture = Image.open(io.BytesIO(server.picture(on_node["images"][0]))).convert("RGB")
+    return picture, on_node["text"][0]
+
+
+def up_to_prepare(name: str) -> dict:
+    """The nodes of a shipped workflow that prepare this file."""
+    prompt = workflow("native", LoadImage__image=name)
+    wanted = {key: prompt[key] for key in ("4", "6")}
+    return {**wanted, "40": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}}}
+
+
+@pytest.mark.parametrize("kind", ["jpg", "RGB.png", "L.png", "LA.png", "P.png", "bmp", "webp"])
+def test_pictures_without_a_mask_are_kept_whole(server, photo, kind):
+    """Load Image gives a picture without alpha a mask of 64×64 zeros."""
+    mode = kind.split(".")[0] if "." in kind else "RGB"
+    picture, kept = prepared(server, save_input(server, f"whole.{kind}", photo.convert(mode)))
+    assert picture.size == (320, 320)
+    assert picture.getpixel((160, 10)) == (255, 255, 255)
+    assert kept == "kept the whole picture: nothing of it is masked"
+
+
+@pytest.mark.parametrize("beneath", ["the picture", "black"])
+def test_transparent_picture_is_cut_out(server, photo, beneath):
+    """Load Image's mask is white where it is transparent."""
+    alpha = Image.new("L", photo.size, 0)
+    alpha.paste(255, (60, 60, 130, 180))
+    picture = photo.copy() if beneath == "the picture" else Image.composite(photo, Image.new("RGB", photo.size), alpha)
+    picture.putalpha(alpha)
+    square, kept = prepared(server, save_input(server, f"cut {beneath}.png", picture))
+    assert kept == "kept what is black in the mask, 13% of the picture"
+    assert square.size == (132, 132)
+
+
+def test_character_that_is_painted_over_in_the_mask_editor_is_kept(server, photo):
+    """The mask editor makes what is painted transparent, and keeps the picture under it."""
+    alpha = Image.new("L", photo.size, 255)
+    alpha.paste(0, (50, 50, 140, 190))
+    picture = photo.copy()
+    picture.putalpha(alpha)
+    square, kept = prepared(server, save_input(server, "clipspace-painted.png", picture))
+    assert kept == "kept what is white in the mask, 20% of the picture"
+    assert square.getpixel((square.width // 2, square.height // 2)) == (200, 30, 30)
+
+
+def test_mask_of_another_size_is_stretched_over_the_picture(server, photo):
+    prompt = up_to_prepare(save_input(server, "photo.png", photo))
+    prompt["41"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 100, "height": 50}}
+    prompt["42"] = {"class_type": "FeatherMask", "inputs": dict.fromkeys(("left", "right", "top", "bottom"), 20)}
+    prompt["42"]["inputs"]["mask"] = ["41", 0]
+    prompt["6"]["inputs"]["mask"] = ["42", 0]
+    assert server.run(prompt)["6"]["text"][0].startswith("kept what is white in the mask")
+
+
+def test_workflow_runs_with_a_photograph(server, photo):
+    save_input(server, "photo.jpg", photo)
+    for name in ("native", "self_contained", "two_characters"):
+        assert drawn(server, workflow(name, LoadImage__image="photo.jpg")).size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    "literal", [{"PATH": 1}, {"__value__": ["PATH"]}, ["PATH"], "PATH", [["PATH"]], 7, {"image": "PATH"}]
+)
+@pytest.mark.parametrize(
+    ("name", "node", "setting"),
+    [
+        ("native", PREPARE, "image"),
+        ("native", PREPARE, "mask"),
+        ("native", "InstantCharacterEncode", "image"),
+        ("native", "InstantCharacterApply", "mask"),
+        ("self_contained", "InstantCharacterSampler", "image"),
+        ("self_contained", "InstantCharacterSampler", "latent"),
+        ("earlier_pack", "InstantCharacterGenerate", "subject_image"),
+    ],
+)
+def test_no_picture_is_read_that_is_named_in_place_of_a_link(server, name, node, setting, literal):
+    secret = server.folder / "secret.png"
+    Image.new("RGB", (64, 64), (12, 34, 56)).save(secret)
+    literal = json.loads(json.dumps(literal).replace("PATH", str(secret)))
+    prompt = workflow(name, **{f"{node}__{setting}": literal})
+    try:
+        history = server.wait(server.queue(prompt))
+    except Failed as refused:  # ComfyUI's own validation
+        assert "secret" not in str(refused) or "bad_linked_input" in str(refused) or "invalid" in str(refused).lower()
+        return
+    told = error(history)
+    assert told["node_type"] == node
+    assert f"{setting} is a" in told["exception_message"]
+
+
+# Drawing
+
+
+def test_scale_zero_is_plain_flux_bit_for_bit(server):
+    plain = workflow("native", InstantCharacterApply__scale=0.0)
+    sampler, apply = (only(plain, name) for name in ("KSampler", "InstantCharacterApply"))
+    zero = drawn(server, plain)
+    sampler["inputs"]["model"] = apply["inputs"]["model"]
+    assert drawn(server, plain).tobytes() == zero.tobytes()
+    assert drawn(server, workflow("native")).tobytes() != zero.tobytes()
+
+
+def test_self_contained_sampler_without_a_character_is_plain_flux(server):
+    without = workflow("self_contained")
+    del without["8"]["inputs"]["character"]
+    zero = drawn(server, workflow("self_contained", InstantCharacterSampler__scale=0.0))
+    assert drawn(server, without).tobytes() == zero.tobytes()
+    assert drawn(server, workflow("self_contained")).tobytes() != zero.tobytes()
+
+
+def test_sampler_takes_conditioning_in_place_of_words(server):
+    prompt = workflow(
+        "self_contained", InstantCharacterFluxLoader__clip_l="none", InstantCharacterFluxLoader__t5="none"
+    )
+    prompt["20"] = {"class_type": "TestTextEncode", "inputs": {"text": "a fox"}}
+    prompt["8"]["inputs"]["positive"] = ["20", 0]
+    one = drawn(server, prompt)
+    prompt["20"]["inputs"]["text"] = "an owl"
+    assert drawn(server, prompt).tobytes() != one.tobytes()
+
+
+def test_words_without_text_encoders_are_an_error(server):
+    with pytest.raises(Failed, match="has no text encoders: load them, or connect a CONDITIONING"):
+        server.run(workflow("self_contained", InstantCharacterFluxLoader__t5="none"))
+
+
+@pytest.mark.parametrize("begin", ["image", "latent"])
+def test_sampler_begins_with_a_picture(server, begin):
+    prompt = workflow("self_contained", InstantCharacterSampler__denoise=0.4)
+    prompt["20"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 272, "height": 256, "batch_size": 1, "color": 0xFF0000},
+    }
+    prompt["8"]["inputs"]["image"] = ["20", 0]
+    if begin == "latent":
+        del prompt["8"]["inputs"]["image"]
+        prompt["21"] = {"class_type": "EmptySD3LatentImage", "inputs": {"width": 272, "height": 256, "batch_size": 1}}
+        prompt["8"]["inputs"]["latent"] = ["21", 0]
+    some = drawn(server, prompt)
+    assert some.size == (272, 256)
+    prompt["8"]["inputs"]["denoise"] = 1.0
+    assert drawn(server, prompt).tobytes() != some.tobytes()
+
+
+def test_samplers_latent_is_the_picture(server):
+    prompt = workflow("self_contained", InstantCharacterSampler__batch_size=2)
+    prompt["20"] = {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}}
+    prompt["21"] = {"class_type": "VAEDecode", "inputs": {"samples": ["8", 1], "vae": ["20", 0]}}
+    prompt["22"] = {"class_type": "SaveImage", "inputs": {"images": ["21", 0], "filename_prefix": "again"}}
+    outputs = server.run(prompt)
+    ours, theirs = (
+        [Image.open(io.BytesIO(server.picture(picture))).convert("RGB") for picture in outputs[node]["images"]]
+        for node in ("9", "22")
+    )
+    assert len(ours) == len(theirs) == 2
+    assert ours[0].tobytes() != ours[1].tobytes()
+    for one, other in zip(ours, theirs):
+        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
+
+
+def test_progress_and_previews_are_told(server):
+    prompt = workflow("self_contained", InstantCharacterSampler__seed=77, InstantCharacterSampler__steps=4)
+    with server.listening() as listener:
+        prompt_id = server.queue(prompt)
+        told, previews = [], 0
+        while True:
+            message = listener.recv()
+            if isinstance(message, bytes):
+                previews += 1
+                continue
+            message = json.loads(message)
+            if message["type"] == "progress" and message["data"]["node"] == "8":
+                told.append((message["data"]["value"], message["data"]["max"]))
+            if message["type"] == "execution_success" and message["data"]["prompt_id"] == prompt_id:
+                break
+    assert told[-1] == (4, 4)
+    assert {value for value, _ in told} >= {1, 2, 3, 4}
+    assert previews >= 3
+
+
+# Cancel
+
+
+@pytest.mark.parametrize(("name", "node"), [("self_contained", "InstantCharacterSampler"), ("native", "KSampler")])
+def test_cancel_stops_within_a_step_and_the_next_prompt_runs(server, name, node):
+    before = drawn(server, workflow(name))
+    long = workflow(name, **{f"{node}__steps": 200, f"{node}__seed": 5})
+    key = next(key for key, content in long.items() if content["class_type"] == node)
+    after_cancel = 0
+    with server.listening() as listener:
+        prompt_id = server.queue(long)
+        cancelled = False
+        while True:
+            message = listener.recv()
+            if isinstance(message, bytes):
+                continue
+            message = json.loads(message)
+            if message["type"] == "progress" and message["data"]["node"] == key:
+                after_cancel += cancelled
+                if message["data"]["value"] >= 3 and not cancelled:
+                    server.post("/interrupt")
+                    cancelled = True
+            if message["type"] in ("execution_interrupted", "execution_success", "execution_error"):
+                break
+    assert message["type"] == "execution_interrupted"
+    assert server.wait(prompt_id)["status"]["completed"] is False
+    assert after_cancel <= 30  # a step of the tiny model takes less time than the message
+    assert drawn(server, workflow(name, SaveImage__filename_prefix=f"after {name}")).tobytes() == before.tobytes()
+
+
+# Errors
+
+
+def break_file(server: Server, path: str, content: bytes) -> str:
+    target = server.folder / "models" / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    return Path(path).name if len(Path(path).parts) == 2 else str(Path(*Path(path).parts[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "setting", "source", "message"),
+    [
+        (
+            "native",
+            "InstantCharacterAdapterLoader",
+            "adapter",
+            "ipadapter/instantcharacter_ip-adapter.bin",
+            "cut off",
+        ),
+        (
+            "native",
+            "InstantCharacterAdapterLoader",
+            "adapter",
+            "vae/ae.safetensors",
+            "Expected an InstantCharacter adapter",
+        ),
+        ("native", "InstantCharacterEncoderLoader", "dinov2", "loras/style_lora.safetensors", "not DINOv2"),
+        ("self_contained", "InstantCharacterFluxLoader", "flux", "vae/ae.safetensors", "Expected FLUX.1"),
+        ("self_contained", "InstantCharacterFluxLoader", "vae", "unet/flux1-dev.safetensors", "Expected FLUX's VAE"),
+    ],
+)
+def test_wrong_file_gives_the_nodes_error(server, name, node, setting, source, message):
+    content = (server.folder / "models" / source).read_bytes()
+    content = content[:-1] if message == "cut off" else content
+    folder = {"adapter": "ipadapter", "dinov2": "clipvision", "flux": "unet", "vae": "vae"}[setting]
+    wrong = break_file(server, f"{folder}/wrong-{setting}{Path(source).suffix}", content)
+    history = server.wait(server.queue(workflow(name, **{f"{node}__{setting}": wrong})))
+    told = error(history)
+    assert told["node_type"] == node
+    assert message in told["exception_message"]
+    assert wrong in told["exception_message"]
+
+
+def test_file_that_is_gone_is_refused_with_the_list(server):
+    with pytest.raises(Failed, match="value_not_in_list"):
+        server.queue(workflow("native", InstantCharacterAdapterLoader__adapter="gone.bin"))
+
+
+def test_download_offline_says_what_to_do(server):
+    prompt = workflow("self_contained", InstantCharacterFluxLoader__lora_strength=0.123)  # not a kept result
+    with moved_away(server, "unet", "diffusers"):
+        history = server.wait(server.queue(prompt))
+    assert "go online, unset HF_HUB_OFFLINE" in error(history)["exception_message"]
+
+
+def test_model_that_is_not_flux_gives_applys_error(server):
+    prompt = workflow("native")
+    apply = only(prompt, "InstantCharacterApply")
+    prompt["40"] = {"class_type": "TestOtherModel", "inputs": {}}
+    apply["inputs"]["model"] = ["40", 0]
+    told = error(server.wait(server.queue(prompt)))
+    assert told["node_type"] == "InstantCharacterApply"
+    assert "InstantCharacter needs FLUX.1" in told["exception_message"]
+
+
+@pytest.mark.parametrize("path", ["/etc", "../../etc", "..", "C:\\Windows", ""])
+def test_path_outside_the_model_folders_is_refused(server, path):
+    prompt = workflow("earlier_pack_local", InstantCharacterLoadModelFromLocal__ip_adapter_path=path)
+    message = error(server.wait(server.queue(prompt)))["exception_message"]
+    assert "model folders" in message
+
+
+# What the earlier pack left
+
+
+TYPED = {
+    "base_model_path": ("models/FLUX.1-dev", "diffusers/FLUX.1-dev"),
+    "image_encoder_path": ("models/google/siglip-so400m-patch14-384", "clip_vision/siglip-so400m-patch14-384"),
+    "image_encoder_2_path": ("models/facebook/dinov2-giant", "clip_vision/dinov2-giant"),
+    "ip_adapter_path": ("models/InstantCharacter/instantcharacter_ip-adapter.bin", "ipadapter"),
+}
+"""What stands in its workflow file, and what the tests' models folder has of it."""
+
+
+def test_earlier_packs_workflow_runs_with_its_own_paths(server):
+    for path, there in TYPED.values():
+        path = server.folder / (path if there != "ipadapter" else Path(path).parent)
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(server.folder / "models" / there)
+    paths = {f"InstantCharacterLoadModelFromLocal__{name}": path for name, (path, _) in TYPED.items()}
+    before = drawn(server, workflow("earlier_pack_local"))
+    assert drawn(server, workflow("earlier_pack_local", **paths)).tobytes() == before.tobytes()
+    with_windows = {name: path.replace("/", "\\") for name, path in paths.items()}
+    assert drawn(server, workflow("earlier_pack_local", **with_windows)).tobytes() == before.tobytes()
+
+
+def test_earlier_packs_flux_is_used_with_its_text_encoders(server):
+    """What its Load Model node fetched has no single files; the server is offline."""
+    models = server.folder / "models"
+    snapshot = models / "diffusers/models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff"
+    snapshot.parent.mkdir(parents=True)
+    (models / "diffusers/FLUX.1-dev").rename(snapshot)
+    try:
+        with moved_away(server, "unet", "text_encoders", "vae"):
+            picture = drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=False))
+    finally:
+        snapshot.rename(models / "diffusers/FLUX.1-dev")
+    assert picture.tobytes() == drawn(server, workflow("earlier_pack_local")).tobytes()
+
+
+def test_cpu_offload_of_the_earlier_pack_takes_the_plan_that_fits(server):
+    drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=True))
+    plans = set(re.findall(r"memory plan is (\w+)", server.log.read_text()))
+    assert plans == {"none"}  # all of a tiny model fits
+
+
+IMPOSSIBLE = ["\ud800", "\udcff", "a\0b", "x" * 300, "a/" * 3000]
+"""Typed where a file's name belongs. JSON has lone surrogates, logs do not: they ended ComfyUI's only worker."""
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE, ids=lambda name: f"{ascii(name)[:8]}…")
+@pytest.mark.parametrize(
+    ("prompt", "setting"),
+    [
+        ("earlier_pack_local", "InstantCharacterLoadModelFromLocal__base_model_path"),
+        ("save_character", "InstantCharacterSaveCharacter__name"),
+    ],
+)
+def test_name_that_no_file_can_have_is_refused_and_the_next_prompt_runs(server, prompt, setting, name):
+    told = error(server.wait(server.queue(workflow(prompt, **{setting: name})), seconds=120))
+    assert told["exception_type"] == "ValueError"
+    assert "cannot be a file: expected UTF-8" in told["exception_message"]
+    assert len(told["exception_message"]) < 200
+
+
+def test_typed_token_is_warned_of_and_not_logged(server):
+    prompt = workflow("earlier_pack", InstantCharacterLoadModel__hf_token="hf_do_not_keep_me")
+    outputs = server.run(prompt)
+    assert "Workflow files and pictures keep what is typed" in outputs["1"]["text"][0]
+    log = server.log.read_text()
+    assert "a Hugging Face token is typed into a node" in log
+    assert "hf_do_not_keep_me" not in log
+    kept = [path for path in (server.folder / "models").rglob("*") if path.is_file() and path.stat().st_size < 1e6]
+    assert not [path for path in kept if b"hf_do_not_keep_me" in path.read_bytes()]
+
+
+# Long runs
+
+
+def test_many_prompts_with_changing_references_leave_memory_where_it_was(server):
+    def run(i: int) -> None:
+        server.run(
+            workflow(
+                "native" if i % 2 else "self_contained",
+                InstantCharacterPrepareReference__margin=i / 100,
+                KSampler__seed=i,
+                InstantCharacterSampler__seed=i,
+            )
+        )
+
+    memory = []
+    for i in range(30):
+        run(i)
+        memory.append(server.memory())
+    early, late = max(memory[6:10]), min(memory[-4:])
+    assert late <= 1.05 * early, [f"{size / 2**20:.0f}" for size in memory]
+    assert "memory leak" not in server.log.read_text().lower()

@@ -15,7 +15,7 @@ from .instantcharacter.comfyui.folders import choices, locate, locate_flux
 from .instantcharacter.files.catalog import TOY, toy
 
 if TYPE_CHECKING:
-    from .instantcharacter.character.image import Fit, Keep
+    from .instantcharacter.character.image import Keep, ResizeMode
     from .instantcharacter.comfyui.hosting import HostedAdapter, HostedCharacter
     from .instantcharacter.comfyui.sampler import StyledPipeline
     from .instantcharacter.flux.pipeline import InstantCharacterPipeline
@@ -296,7 +296,7 @@ class PrepareReference(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, margin: float, fit: Fit, mask: torch.Tensor | None = None, keep: Keep = "auto"
+        cls, image: torch.Tensor, margin: float, fit: ResizeMode, mask: torch.Tensor | None = None, keep: Keep = "auto"
     ) -> io.NodeOutput:
         from .instantcharacter.character.image import prepare_reference
         from .instantcharacter.comfyui.hosting import say
@@ -346,7 +346,7 @@ class Encode(io.ComfyNode):
         return io.NodeOutput(encode(image, encoder, adapter))
 
 
-def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: Fit = "pad") -> HostedCharacter:
+def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: ResizeMode = "pad") -> HostedCharacter:
     """The character of one or several pictures of it, [B, H, W, C]."""
     from .instantcharacter.comfyui.hosting import HostedCharacter, load
     from .instantcharacter.comfyui.values import images
@@ -541,7 +541,7 @@ class Sampler(io.ComfyNode):
         image: torch.Tensor | None = None,
         latent: dict | None = None,
     ) -> io.NodeOutput:
-        from .instantcharacter.comfyui.sampler import Prompt, begin_with
+        from .instantcharacter.comfyui.sampler import Prompt, init_from_inputs
 
         drawing = flux_pipe.draw(
             character,
@@ -549,7 +549,7 @@ class Sampler(io.ComfyNode):
             (width, height),
             steps,
             seed,
-            begin_with(image, latent, denoise),
+            init_from_inputs(image, latent, denoise),
             batch_size=batch_size,
             guidance_scale=guidance,
             subject_scale=scale,
@@ -618,12 +618,14 @@ class Apply(io.ComfyNode):
         end_percent: float,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from .instantcharacter.comfyui.model_patch import Part, apply
+        from .instantcharacter.comfyui.model_patch import CharacterConditioning, apply
         from .instantcharacter.comfyui.values import masks
 
         who, adapter = character
         where = None if mask is None else masks(mask)
-        return io.NodeOutput(apply(model, Part(adapter, who, scale, start_percent, end_percent, where)))
+        return io.NodeOutput(
+            apply(model, CharacterConditioning(adapter, who, scale, start_percent, end_percent, where))
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [

@@ -61,7 +61,7 @@ def measure(tiny: bool, steps: int) -> None:
     import torch
 
     from instantcharacter.comfyui.hosting import HostedAdapter
-    from instantcharacter.comfyui.model_patch import Part, apply
+    from instantcharacter.comfyui.model_patch import CharacterConditioning, apply
 
     device = management.get_torch_device()
     name = "cpu" if tiny else torch.cuda.get_device_name()
@@ -70,7 +70,7 @@ def measure(tiny: bool, steps: int) -> None:
     hosted = HostedAdapter(adapter)
     character = make_character(adapter, hosted)
     begin = time.perf_counter()
-    patched = apply(model, Part(hosted, character, 0.9))
+    patched = apply(model, CharacterConditioning(hosted, character, 0.9))
     print(f"Apply, the first time (folding the adapter): {time.perf_counter() - begin:.1f} s")
     caps = [None] if tiny else [None, 24, 16, 12]  # GiB
     for cap in caps:

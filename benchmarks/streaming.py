@@ -27,7 +27,7 @@ from torch import nn
 from instantcharacter.flux.attn_processor import attach
 from instantcharacter.offload import planning as memory
 from instantcharacter.offload.offloader import _size, blocks_of
-from instantcharacter.offload.streaming import Visitor
+from instantcharacter.offload.streaming import OffloadedModule
 
 GIB = 2**30
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 def measure(device: Device, transformer: nn.Module, streamed: Sequence[nn.Module], step: Callable) -> None:
     where = torch.device(device.name)
-    visitor = Visitor(transformer, streamed, where, stays=True, pinned=True, make_room=sys.exit)
+    visitor = OffloadedModule(transformer, streamed, where, stays=True, pinned=True, on_out_of_memory=sys.exit)
     print(f"  ours: {milliseconds(device, step):.1f} ms")
     visitor.remove()  # the weights stay pinned in host memory, where diffusers takes them from
     for settings in ({"record_stream": False}, {"record_stream": True}):

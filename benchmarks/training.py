@@ -82,7 +82,7 @@ class RandomExamples:
         encoder, vae = self._live
         side = self._config.resolution
         latents = vae.encode(torch.rand(count, 3, side, side, device=DEVICE)).latent_dist.mode()
-        features = encoder.look(torch.randint(0, 256, (count, 5, 384, 384, 3), dtype=torch.uint8))
+        features = encoder.encode_images(torch.randint(0, 256, (count, 5, 384, 384, 3), dtype=torch.uint8))
         return pack(latents).to(self._dtype), tuple(features)
 
     def _random(self, *shape: int) -> Tensor:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from instantcharacter import CharacterAdapter, CharacterEncoder, CharacterFeatures, InstantCharacterPipeline
-from instantcharacter.character.encoders import squares
+from instantcharacter.character.encoders import image_to_crops
 from instantcharacter.training.flow import CharacterFlow, draw
 from instantcharacter.training.objective import positions
 from toy.judge import Judge, halves, retrieved
@@ -74,7 +74,7 @@ def new_test(toy: Toy, count: int, seed: int = 0) -> Test:
     rng = random.Random(f"test {seed}")
     shots = [random_shot(rng, random_look(rng, held_out=True)) for _ in range(count)]
     pictures = [draw_reference(shot.look) for shot in shots]
-    seen = [toy.encoder.look(torch.stack([squares(p) for p in part])) for part in _parts(pictures)]
+    seen = [toy.encoder.encode_images(torch.stack([image_to_crops(p) for p in part])) for part in _parts(pictures)]
     features = CharacterFeatures(*(torch.cat(rows) for rows in zip(*seen)))
     prompts, pooled, _ = toy.pipeline.encode_prompt(
         [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instantcharacter.character.encoders import DINOV2_NORM
-from instantcharacter.character.image import VIEW
+from instantcharacter.character.image import ENCODER_RESOLUTION
 from toy.learning import DEVICE, learn
 from toy.models import DINOV2, new_dinov2, save_half
 from toy.pictures import Album, batches, crop
@@ -63,7 +63,7 @@ def train(album: Album, out: Path, steps: int, size: int = 192) -> None:
     pictures = album.on(DEVICE)
     student = Seer().to(DEVICE)
     teacher = copy.deepcopy(student).requires_grad_(False)
-    places = (VIEW // DINOV2.patch_size) ** 2
+    places = (ENCODER_RESOLUTION // DINOV2.patch_size) ** 2
 
     def loss(batch: Tensor) -> Tensor:
         one, other = (as_dinov2_sees(pictures[batch]) for _ in range(2))
@@ -87,7 +87,7 @@ def train(album: Album, out: Path, steps: int, size: int = 192) -> None:
 
 def as_dinov2_sees(pictures: Tensor) -> Tensor:
     """Random parts, some brighter, at the encoders' size; hues are kept."""
-    shown = crop(pictures, SMALLEST, VIEW)
+    shown = crop(pictures, SMALLEST, ENCODER_RESOLUTION)
     light = torch.empty(len(shown), 1, 1, 1, device=DEVICE).uniform_(0.8, 1.15)
     mean, deviation = (torch.tensor(part, device=DEVICE).view(3, 1, 1) for part in DINOV2_NORM)
     return ((shown * light).clamp(0, 1) - mean) / deviation

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from instantcharacter.character.encoders import SIGLIP_NORM
-from instantcharacter.character.image import VIEW
+from instantcharacter.character.image import ENCODER_RESOLUTION
 from toy.learning import DEVICE, learn
 from toy.models import CLIP, CLIP_LENGTH, SIGLIP, new_clip, new_siglip, save_half
 from toy.pictures import SHOTS, Album, batches, crop
@@ -62,7 +62,7 @@ def train(album: Album, out: Path, steps: int, size: int = 512) -> None:
 def as_siglip_sees(pictures: Tensor) -> Tensor:
     """At the encoders' size, and parts of a picture, too: tiles are then nothing new."""
     (mean, *_), (deviation, *_) = SIGLIP_NORM
-    return (crop(pictures, SMALLEST, VIEW) - mean) / deviation
+    return (crop(pictures, SMALLEST, ENCODER_RESOLUTION) - mean) / deviation
 
 
 def _texts(album: Album, out: Path) -> Tensor:

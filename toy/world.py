@@ -150,14 +150,14 @@ class Shot:
 
     def alt_text(self) -> str:
         """The caption, and who it is: what a vision encoder learns from."""
-        return self.caption().replace("a character", self.look.describe())
+        return self.caption().replace("a character", self.encode_images.describe())
 
     def draw(self) -> Image.Image:
         """RGB, :data:`SIDE` × :data:`SIDE`."""
         rng, (pose, _) = random.Random(self.seed), ACTIONS[self.action]
         page = Page(outlined=self.style == "comic")
         PAINTED[self.scene](page, rng)
-        looks = [self.look] if self.companion is None else [self.look, self.companion]
+        looks = [self.encode_images] if self.companion is None else [self.encode_images, self.companion]
         for look, (low, high), (smallest, largest) in zip(looks, *PLACES[len(looks)]):
             scale, x = rng.uniform(smallest, largest), rng.uniform(low, high)
             figure = _figure(look, pose, page.outlined, mirrored=rng.random() < 0.5)

@@ -14,7 +14,7 @@ from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVi
 
 from ..files.single_file import SingleFileModel
 from ..versions import warn_if_newer
-from .image import Fit, Picture, open_picture, to_square, views
+from .image import Picture, ResizeMode, crops, open_picture, to_square
 
 SIGLIP_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DINOV2_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -82,7 +82,7 @@ class CharacterEncoder(nn.Module):
         return cls(*encoders).to(device)
 
     @torch.no_grad()
-    def forward(self, image: Picture, fit: Fit = "pad") -> CharacterFeatures:
+    def forward(self, image: Picture, fit: ResizeMode = "pad") -> CharacterFeatures:
         """Look at a picture.
 
         Args:
@@ -92,10 +92,10 @@ class CharacterEncoder(nn.Module):
         Raises:
             ValueError: not a picture, see :func:`~instantcharacter.character.image.open_picture`.
         """
-        return self.look(squares(image, fit)[None])
+        return self.encode_images(image_to_crops(image, fit)[None])
 
     @torch.no_grad()
-    def look(self, pictures: Tensor) -> CharacterFeatures:
+    def encode_images(self, pictures: Tensor) -> CharacterFeatures:
         """Look at several pictures at once.
 
         Args:
@@ -121,13 +121,13 @@ class CharacterEncoder(nn.Module):
         )
 
 
-def squares(image: Picture, fit: Fit = "pad") -> Tensor:
+def image_to_crops(image: Picture, fit: ResizeMode = "pad") -> Tensor:
     """What the encoders see of a picture, [5, H, W, 3] in uint8: the whole, then its four tiles.
 
     Raises:
         ValueError: not a picture, see :func:`~instantcharacter.character.image.open_picture`.
     """
-    whole, tiles = views(to_square(open_picture(image), fit))
+    whole, tiles = crops(to_square(open_picture(image), fit))
     return torch.from_numpy(np.stack([np.asarray(square) for square in (*whole, *tiles)]))
 
 

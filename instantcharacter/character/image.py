@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Fit = Literal["pad", "stretch"]
+ResizeMode = Literal["pad", "stretch"]
 Keep = Literal["auto", "white", "black"]
 KEEP: tuple[Keep, ...] = get_args(Keep)
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
@@ -17,7 +17,7 @@ Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
-VIEW = 384
+ENCODER_RESOLUTION = 384
 """Side in pixels of what the encoders see at once."""
 THUMBNAIL = 256
 LARGEST = 4096
@@ -54,7 +54,7 @@ def open_picture(picture: Picture, ground: Colour = WHITE) -> Image.Image:
 
 
 def prepare_reference(
-    picture: Picture, mask: Picture | None = None, margin: float = 0.05, fit: Fit = "pad", keep: Keep = "white"
+    picture: Picture, mask: Picture | None = None, margin: float = 0.05, fit: ResizeMode = "pad", keep: Keep = "white"
 ) -> tuple[Image.Image, str]:
     """A reference picture as the encoders see it best: the character alone, on white, in a square.
 
@@ -138,7 +138,7 @@ def cut_out(picture: Picture, mask: Picture, margin: float = 0.05) -> Image.Imag
     return ImageOps.expand(square, round(margin * square.width), WHITE)
 
 
-def to_square(image: Image.Image, fit: Fit = "pad") -> Image.Image:
+def to_square(image: Image.Image, fit: ResizeMode = "pad") -> Image.Image:
     """A square with the picture's longer side, of at most :data:`LARGEST` pixels.
 
     Args:
@@ -161,14 +161,16 @@ def to_square(image: Image.Image, fit: Fit = "pad") -> Image.Image:
     return square
 
 
-def views(square: Image.Image) -> tuple[list[Image.Image], list[Image.Image]]:
+def crops(square: Image.Image) -> tuple[list[Image.Image], list[Image.Image]]:
     """What the encoders see of a square: the whole at 384 px, and its quarters, each at 384 px.
 
     The quarters are in the order top-left, top-right, bottom-left, bottom-right.
     """
-    high = square.resize((2 * VIEW, 2 * VIEW))
-    corners = [(x, y) for y in (0, VIEW) for x in (0, VIEW)]
-    return [square.resize((VIEW, VIEW))], [high.crop((x, y, x + VIEW, y + VIEW)) for x, y in corners]
+    high = square.resize((2 * ENCODER_RESOLUTION, 2 * ENCODER_RESOLUTION))
+    corners = [(x, y) for y in (0, ENCODER_RESOLUTION) for x in (0, ENCODER_RESOLUTION)]
+    return [square.resize((ENCODER_RESOLUTION, ENCODER_RESOLUTION))], [
+        high.crop((x, y, x + ENCODER_RESOLUTION, y + ENCODER_RESOLUTION)) for x, y in corners
+    ]
 
 
 def open_mask(mask: Picture) -> Image.Image:

@@ -139,12 +139,12 @@ def train(options: argparse.Namespace) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """Draw a character with the toy models that come with the pack: four prompts, three strengths, a style LoRA."""
-    from ..files.reading import written_whole
+    from ..files.reading import atomic_write
     from .demo import draw_demo
 
     _check_output(options.output, ".png", options.reference)
     page = draw_demo(options.reference)
-    with written_whole(options.output) as partial:
+    with atomic_write(options.output) as partial:
         page.save(partial, format="PNG")
     print(f"wrote {options.output}")
     print(f"With the real weights (FLUX.1-dev, about 47 GB to fetch, a GPU):\n  {REAL_COMMAND}")
@@ -229,7 +229,7 @@ def _write_picture(image: Image.Image, options: argparse.Namespace, seed: int) -
     """A PNG that says how it was made, without the paths of whoever made it."""
     from PIL.PngImagePlugin import PngInfo
 
-    from ..files.reading import written_whole
+    from ..files.reading import atomic_write
 
     width, height = options.size
     settings = {
@@ -245,7 +245,7 @@ def _write_picture(image: Image.Image, options: argparse.Namespace, seed: int) -
     text = PngInfo()
     text.add_itxt("Description", options.prompt)
     text.add_itxt("instantcharacter", json.dumps(settings, ensure_ascii=False))
-    with written_whole(options.output) as partial:
+    with atomic_write(options.output) as partial:
         image.save(partial, format="PNG", pnginfo=text)
 
 
@@ -262,7 +262,7 @@ def _make_characters(
 ) -> list[Character]:
     """Characters of the pictures; the encoders are let go of afterwards."""
     from ..character.encoders import CharacterEncoder
-    from ..offload.streaming import lent
+    from ..offload.streaming import on_device
 
     device, dtype = _device(options), _dtype(options)
     with _stages("reference", 1 + len(pictures)) as begin:
@@ -270,7 +270,7 @@ def _make_characters(
         with _named(options.siglip, options.dinov2):
             encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype=dtype)
         characters = []
-        with lent(encoder, device), lent(adapter.projector, device):
+        with on_device(encoder, device), on_device(adapter.projector, device):
             for picture in pictures:
                 begin("looking at the picture")
                 characters.append(adapter.create_character(encoder(picture, options.fit)))

@@ -1,9 +1,9 @@
 """Characters on a ComfyUI MODEL, through ComfyUI's own patch points.
 
-A patched MODEL carries its cast: who is drawn, how strongly, when and where. At the start of sampling the cast becomes
-a :class:`_Run`, which holds the tokens of the whole schedule; at each step the run gives a :class:`_Step`; in each
-block two patches remember the query and add to the attention. Run and step travel in ComfyUI's ``transformer_options``,
-so nothing outlives a sampling, and no ``forward`` is replaced.
+A patched MODEL carries its conditionings: which characters, how strongly, when and where. At the start of sampling they
+become a :class:`_Run`, which holds the tokens of the whole schedule; at each step the run gives a :class:`_Step`; in
+each block two patches remember the query and add to the attention. Run and step travel in ComfyUI's
+``transformer_options``, so nothing outlives a sampling, and no ``forward`` is replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..flux.variants import variant
-from ..model.attention import Subject, add_subjects, region
+from ..model.attention import Subject, add_subjects, mask_to_tokens
 from ..model.character import Character
 from .hosting import HostedAdapter
 
@@ -42,7 +42,7 @@ NOT_DRAWN = (
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class CharacterConditioning:
     """One character's part in a picture.
 
     Attributes:
@@ -62,7 +62,7 @@ class Part:
     mask: Tensor | None = None
 
 
-def apply(model: Any, part: Part) -> Any:
+def apply(model: Any, part: CharacterConditioning) -> Any:
     """A clone of a MODEL that draws a character, beside those it draws already.
 
     Args:
@@ -81,18 +81,18 @@ def apply(model: Any, part: Part) -> Any:
     if not 0 <= part.start <= part.end <= 1:
         raise ValueError(f"start {part.start} and end {part.end}; expected 0 ≤ start ≤ end ≤ 1")
     if part.mask is not None:
-        region(part.mask, 1, 1)
+        mask_to_tokens(part.mask, 1, 1)
     patched = model.clone()
     if part.scale == 0 or part.start == part.end:
         return patched
-    earlier: tuple[Part, ...] = patched.get_attachment(KEY) or ()
-    cast = (*earlier, part)
-    patched.set_attachments(KEY, cast)
+    earlier: tuple[CharacterConditioning, ...] = patched.get_attachment(KEY) or ()
+    conditionings = (*earlier, part)
+    patched.set_attachments(KEY, conditionings)
     if not earlier:
         patched.set_model_attn1_patch(_remember_query)
         patched.set_model_attn1_output_patch(_add_characters)
     for point, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, partial(_sample, cast)),
+        (WrappersMP.OUTER_SAMPLE, partial(_sample, conditionings)),
         (WrappersMP.CALC_COND_BATCH, _note_areas),
         (WrappersMP.DIFFUSION_MODEL, _draw_step),
     ):
@@ -137,12 +137,18 @@ def _query_norms(flux: Any) -> Iterator[torch.nn.Module]:
 
 
 def _sample(
-    cast: tuple[Part, ...], executor: Any, noise: Tensor, latent_image: Any, sampler: Any, sigmas: Tensor, *args: Any,
+    conditionings: tuple[CharacterConditioning, ...],
+    executor: Any,
+    noise: Tensor,
+    latent_image: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    *args: Any,
     **kwargs: Any,
-) -> Any:  # fmt: skip
-    """Around the whole sampling, before ComfyUI loads the MODEL, and with it what the cast needs."""
+) -> Any:
+    """Around the whole sampling, before ComfyUI loads the MODEL and what the conditionings need beside it."""
     guider = executor.class_obj
-    run = _Run(cast, guider.model_patcher, noise, sigmas)
+    run = _Run(conditionings, guider.model_patcher, noise, sigmas)
     for i, blocks in enumerate(run.attention.values()):
         guider.model_patcher.set_additional_models(f"{KEY} {i}", [blocks])
     guider.model_options["transformer_options"][KEY] = run
@@ -196,8 +202,10 @@ def _add_characters(attn: Tensor, extra_options: dict[str, Any]) -> Tensor:
 class _Run:
     """One sampling: what is computed once for it."""
 
-    def __init__(self, cast: tuple[Part, ...], model: Any, noise: Tensor, sigmas: Tensor) -> None:
-        self.cast = cast
+    def __init__(
+        self, conditionings: tuple[CharacterConditioning, ...], model: Any, noise: Tensor, sigmas: Tensor
+    ) -> None:
+        self.conditionings = conditionings
         self.picture = noise.shape[-2:]
         self.areas: dict[Any, Any] = {}
         self.looked = False
@@ -205,9 +213,9 @@ class _Run:
         self.checked = False
         self._device: torch.device = model.load_device
         self._dtype = _compute_dtype(model)
-        self.attention = {part.adapter: part.adapter.attention(self._dtype) for part in cast}
+        self.attention = {part.adapter: part.adapter.attention(self._dtype) for part in conditionings}
         sampling = model.get_model_object("model_sampling")
-        self._windows = [_window(sampling, part) for part in cast]
+        self._windows = [_window(sampling, part) for part in conditionings]
         timesteps = _timesteps(sampling.timestep(sigmas[:-1].cpu()))
         self._tokens = self._schedule(timesteps)
         self._regions: dict[tuple, Tensor] = {}
@@ -216,10 +224,10 @@ class _Run:
     def _schedule(self, timesteps: list[float]) -> list[dict[float, Tensor]]:
         """Each part's tokens at each timestep: of a character with several parts, computed once for all of them."""
         due: dict[tuple[HostedAdapter, Character], set[float]] = {}
-        for part, (low, high) in zip(self.cast, self._windows):
+        for part, (low, high) in zip(self.conditionings, self._windows):
             due.setdefault((part.adapter, part.character), set()).update(t for t in timesteps if low <= t <= high)
         made = {who: self._resample(*who, [t for t in timesteps if t in when]) for who, when in due.items()}
-        return [made[part.adapter, part.character] for part in self.cast]
+        return [made[part.adapter, part.character] for part in self.conditionings]
 
     def _resample(self, adapter: HostedAdapter, character: Character, timesteps: list[float]) -> dict[float, Tensor]:
         what = (adapter.projector, timesteps, self._device, self._dtype)
@@ -233,7 +241,7 @@ class _Run:
             raise ValueError("InstantCharacter: the pictures of a batch are at different timesteps; sample them apart")
         rows, columns = (-(-side // flux.patch_size) for side in latents.shape[-2:])
         drawn: dict[HostedAdapter, list[Subject]] = {}
-        for i, (part, (low, high)) in enumerate(zip(self.cast, self._windows)):
+        for i, (part, (low, high)) in enumerate(zip(self.conditionings, self._windows)):
             if low <= now <= high:
                 where = self._region(i, latents, (rows, columns), options.get("uuids", ()))
                 subject = Subject(self._at(i, now), torch.tensor(part.scale), where)
@@ -273,14 +281,14 @@ class _Run:
     def _at(self, i: int, timestep: float) -> Tensor:
         """A character's tokens now; samplers may look between the schedule's timesteps."""
         if timestep not in self._tokens[i]:
-            part = self.cast[i]
+            part = self.conditionings[i]
             (tokens,) = part.character.resample(part.adapter.projector, [timestep], self._device, self._dtype)
             self._tokens[i][timestep] = tokens
         return self._tokens[i][timestep]
 
     def _region(self, i: int, latents: Tensor, grid: tuple[int, int], prompts: Sequence[Any]) -> Tensor | None:
         """Where a part is, for each picture of each prompt in the latents; a prompt may be for an area."""
-        mask = self.cast[i].mask
+        mask = self.conditionings[i].mask
         if mask is None:
             return None
         areas = [self.areas.get(prompt) for prompt in prompts] or [None]
@@ -297,7 +305,9 @@ class _Run:
             key = (i, grid, None if area is None else tuple(area))
             if key not in self._regions:
                 cut = mask if area is None else _cut(mask, self.picture, area)
-                self._regions[key] = region(cut, *grid, may_be_empty=area is not None).to(self._device, self._dtype)
+                self._regions[key] = mask_to_tokens(cut, *grid, may_be_empty=area is not None).to(
+                    self._device, self._dtype
+                )
             regions.append(self._regions[key].expand(pictures if masks == 1 else -1, -1, -1))
         repeats = 1 if masks == 1 else pictures // masks
         return torch.cat([each.repeat(repeats, 1, 1) for each in regions])
@@ -379,7 +389,7 @@ def _timesteps(timestep: Tensor) -> list[float]:
     return list(dict.fromkeys((timestep.float() * 1000).tolist()))
 
 
-def _window(sampling: Any, part: Part) -> tuple[float, float]:
+def _window(sampling: Any, part: CharacterConditioning) -> tuple[float, float]:
     """The lowest and the highest timestep in which a character is drawn."""
     percents = (part.end, part.start)
     low, high = (_timesteps(sampling.timestep(torch.tensor([sampling.percent_to_sigma(p)])))[0] for p in percents)

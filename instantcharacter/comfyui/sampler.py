@@ -35,7 +35,7 @@ class Prompt(NamedTuple):
     true_cfg: float = 1.0
 
 
-class Start(NamedTuple):
+class InitImage(NamedTuple):
     """A picture to begin with, as it is or as latents.
 
     Attributes:
@@ -64,7 +64,7 @@ class Start(NamedTuple):
         return len(self.image if self.samples is None else self.samples)  # type: ignore[arg-type]
 
 
-def begin_with(image: Tensor | None, latent: dict | None, denoise: float) -> Start | None:
+def init_from_inputs(image: Tensor | None, latent: dict | None, denoise: float) -> InitImage | None:
     """What a sampler node was given to begin with.
 
     Raises:
@@ -73,7 +73,7 @@ def begin_with(image: Tensor | None, latent: dict | None, denoise: float) -> Sta
     if image is not None and latent is not None:
         raise ValueError("both an image and a latent to begin with: disconnect one")
     if latent is None:
-        return None if image is None else Start(denoise, image=images(image))
+        return None if image is None else InitImage(denoise, image=images(image))
     if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
         raise ValueError(f"latent is a {type(latent).__name__}; expected a LATENT: connect a node's output")
     if "noise_mask" in latent:
@@ -81,7 +81,7 @@ def begin_with(image: Tensor | None, latent: dict | None, denoise: float) -> Sta
     samples = latent["samples"]
     if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
         raise ValueError(f"the latent is {list(samples.shape)}; expected [batch, {LATENT_CHANNELS}, height, width]")
-    return Start(denoise, samples=samples)
+    return InitImage(denoise, samples=samples)
 
 
 class Drawing(NamedTuple):
@@ -126,7 +126,7 @@ class HostedPipeline:
         size: tuple[int, int],
         steps: int,
         seed: int,
-        start: Start | None = None,
+        start: InitImage | None = None,
         batch_size: int = 1,
         *,
         lora_strength: float = 1.0,
@@ -236,7 +236,7 @@ class HostedPipeline:
             f"{name}pooled_prompt_embeds": extra["pooled_output"].to(**where),
         }
 
-    def _begin(self, start: Start | None, steps: int) -> tuple[Any, dict[str, Any]]:
+    def _begin(self, start: InitImage | None, steps: int) -> tuple[Any, dict[str, Any]]:
         """The pipeline to run, and its settings for what it begins with."""
         if start is None:
             return self.pipeline, {"num_inference_steps": steps}

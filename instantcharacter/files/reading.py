@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes that name once the block ends without an error.
 
     Whatever interrupts the writing, a file that was there before stays as it was, and no half file is left.

@@ -19,13 +19,13 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from ..character.encoders import CharacterEncoder
-from ..character.image import Fit, Picture, open_mask, open_picture
+from ..character.image import Picture, ResizeMode, open_mask, open_picture
 from ..model.adapter import CharacterAdapter
-from ..model.attention import Subject, region
+from ..model.attention import Subject, mask_to_tokens
 from ..model.character import Character
-from ..offload.offloader import Arrangement, default_device, free_memory, host_memory, measure, shares_memory
-from ..offload.planning import DESKTOP, GIB, MemoryPlan, Strategy, plan
-from ..offload.streaming import lent
+from ..offload.offloader import Offloader, default_device, free_memory, host_memory, measure, shares_memory
+from ..offload.planning import GIB, RESERVED_FOR_DESKTOP, MemoryPlan, Strategy, plan
+from ..offload.streaming import on_device
 from ..versions import warn_if_newer
 from .attn_processor import attach, attached, check_fits, detach
 
@@ -131,11 +131,11 @@ class CharacterPipelineMixin(_Pipeline):
         where = torch.device(device or default_device())
         first = self._first or self
         self.disable_character_offload()
-        free = max(free_memory(where, first) - (0 if shares_memory(where) else DESKTOP), 1)
+        free = max(free_memory(where, first) - (0 if shares_memory(where) else RESERVED_FOR_DESKTOP), 1)
         vram = free if vram_gb is None else min(free, int(vram_gb * GIB))
         possible = "none" if where.type == "mps" and strategy in ("auto", "stream") else strategy
         found = plan(measure(first), vram, host_memory(), strategy=possible)
-        arrangement = Arrangement(found, first, where)
+        arrangement = Offloader(found, first, where)
         self._state.offload = Offload(strategy, vram_gb, where, arrangement)
         return arrangement.plan
 
@@ -161,7 +161,7 @@ class CharacterPipelineMixin(_Pipeline):
 
         return compile_blocks(self.transformer)
 
-    def create_character(self, picture: Picture, fit: Fit = "pad") -> Character:
+    def create_character(self, picture: Picture, fit: ResizeMode = "pad") -> Character:
         """Make a character of a reference picture, on the pipeline's device; recent pictures are remembered.
 
         The encoder and the projector are on that device only for their part of it, unless they are there anyway.
@@ -180,9 +180,9 @@ class CharacterPipelineMixin(_Pipeline):
         look = self.character_encoder
 
         def make() -> Character:
-            with lent(look, self._execution_device) as encoder:
+            with on_device(look, self._execution_device) as encoder:
                 features = encoder(image, fit)
-            with lent(adapter.projector, self._execution_device):
+            with on_device(adapter.projector, self._execution_device):
                 return adapter.create_character(features, picture=image)
 
         return self._state.characters((hashlib.blake2b(image.tobytes()).digest(), image.size, fit), make)
@@ -211,7 +211,7 @@ class CharacterPipelineMixin(_Pipeline):
         subject_image: SubjectImage = None,
         subject_scale: float | Sequence[float] = 0.9,
         subject_mask: SubjectMask = None,
-        subject_fit: Fit = "pad",
+        subject_fit: ResizeMode = "pad",
         subject_start: float = 0.0,
         subject_end: float = 1.0,
         **kwargs: Any,
@@ -259,7 +259,7 @@ class CharacterPipelineMixin(_Pipeline):
             )
         return self.character_adapter
 
-    def _character(self, picture: Picture | Character, fit: Fit) -> Character:
+    def _character(self, picture: Picture | Character, fit: ResizeMode) -> Character:
         if not isinstance(picture, Character):
             return self.create_character(picture, fit)
         self._adapter()
@@ -327,7 +327,7 @@ class CharacterPipelineMixin(_Pipeline):
             (given.get("width") or default, given.get("height") or default),
             (1 if prompts is None else len(prompts)) * given.get("num_images_per_prompt", 1),
         )
-        if arrangement.steps_back_alone:
+        if arrangement.retries_module:
             return draw(*args, **kwargs)
         noise = _listed(given.get("generator"))
         states = [generator and generator.get_state() for generator in noise]
@@ -335,7 +335,7 @@ class CharacterPipelineMixin(_Pipeline):
             return draw(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             reason = str(error)
-        arrangement.step_back(reason)
+        arrangement.reduce_memory(reason)
         for generator, state in zip(noise, states):
             if generator:
                 generator.set_state(state)
@@ -354,7 +354,7 @@ class CharacterPipelineMixin(_Pipeline):
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As the diffusers pipeline's; it ends the offload of :meth:`enable_character_offload`."""
-        if self._offload and self._offload.arrangement.steps_back_alone:
+        if self._offload and self._offload.arrangement.retries_module:
             self.disable_character_offload()
         return super().to(*args, **kwargs)
 
@@ -402,7 +402,7 @@ class Offload(NamedTuple):
     strategy: Strategy
     vram_gb: float | None
     device: torch.device
-    arrangement: Arrangement
+    arrangement: Offloader
 
 
 class AdapterHost(Protocol):
@@ -492,7 +492,7 @@ def _region(mask: Picture, positions: Tensor) -> Tensor:
     """A mask over FLUX's image tokens, whose ``positions`` [..., S, 3] end in row and column."""
     white = np.asarray(open_mask(mask), dtype=np.float32) / 255
     rows, columns = (int(positions[..., axis].max()) + 1 for axis in (1, 2))
-    return region(torch.from_numpy(white), rows, columns)
+    return mask_to_tokens(torch.from_numpy(white), rows, columns)
 
 
 def _window(steps: int, first: int, start: float, end: float) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..character.encoders import CharacterFeatures
 from ..character.image import Picture, thumbnail
-from ..files.reading import read_pickle, read_safetensors, written_whole
+from ..files.reading import atomic_write, read_pickle, read_safetensors
 from .attention import CharacterAttention
 from .character import Character
 from .projector import CharacterProjector
@@ -161,7 +161,7 @@ class CharacterAdapter(nn.Module):
         suffix = Path(path).suffix
         if suffix not in (".safetensors", ".bin"):
             raise ValueError(f"an adapter is saved as .safetensors or .bin, not as {suffix or 'a name without ending'}")
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             if suffix == ".bin":
                 torch.save(parts, partial)
             else:

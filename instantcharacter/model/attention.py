@@ -43,9 +43,9 @@ class CharacterAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, token_dim: int) -> None:
         super().__init__()
-        self.norm_ip_q = HeadScale(dim // heads)
+        self.norm_ip_q = QKNormScale(dim // heads)
         self.to_k_ip = nn.Linear(token_dim, dim)
-        self.norm_ip_k = HeadScale(dim // heads)
+        self.norm_ip_k = QKNormScale(dim // heads)
         self.to_v_ip = nn.Linear(token_dim, dim)
 
     def forward(self, query: Tensor, tokens: Tensor, query_scale: Tensor, attend: Attend = attend) -> Tensor:
@@ -69,7 +69,7 @@ class CharacterAttention(nn.Module):
         return self.norm_ip_k(self.norm_ip_q(query_scale.float().reciprocal()))
 
 
-class HeadScale(nn.Module):
+class QKNormScale(nn.Module):
     """The learned scale of a per-head norm, [head_dim]."""
 
     def __init__(self, head_dim: int) -> None:
@@ -136,7 +136,7 @@ def _attend_scaled(attend: Attend, scale: Tensor, query: Tensor, key: Tensor, va
     return attend(query, key, value * scale)
 
 
-def region(mask: Tensor, rows: int, columns: int, may_be_empty: bool = False) -> Tensor:
+def mask_to_tokens(mask: Tensor, rows: int, columns: int, may_be_empty: bool = False) -> Tensor:
     """A mask at the size of the picture's token grid.
 
     Args:

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.reading import check_replaceable, read_safetensors, written_whole
-from ..offload.streaming import lent
+from ..files.reading import atomic_write, check_replaceable, read_safetensors
+from ..offload.streaming import on_device
 
 if TYPE_CHECKING:
     from .projector import CharacterProjector
@@ -74,7 +74,7 @@ class Character:
         self, projector: CharacterProjector, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
     ) -> Iterator[Tensor]:
         """As :meth:`tokens`, computed anew and not kept; the resampler is on the device only meanwhile."""
-        with lent(projector.resampler, device) as resampler:
+        with on_device(projector.resampler, device) as resampler:
             fused = self.fused.to(resampler.proj_in.weight)
             for i in range(0, len(timesteps), RESAMPLED_AT_ONCE):
                 at = torch.tensor(timesteps[i : i + RESAMPLED_AT_ONCE], device=device)
@@ -101,7 +101,7 @@ class Character:
             OSError: the disk is full or cannot be written.
         """
         check_replaceable(path, "a character", is_character)
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             save_file(self._tensors(), partial, {"format": FORMAT, "fingerprint": self.fingerprint})
 
     @classmethod

@@ -14,8 +14,8 @@ import psutil
 import torch
 from torch import nn
 
-from .planning import PHASE, WORK, Component, Components, MemoryPlan, Part
-from .streaming import Visitor
+from .planning import ACTIVATION_BYTES, PHASE, Component, Components, MemoryPlan, ModuleSize
+from .streaming import OffloadedModule
 
 if TYPE_CHECKING:
     from ..flux.pipeline import CharacterPipelineMixin
@@ -46,7 +46,9 @@ def roots(pipeline: CharacterPipelineMixin) -> dict[str, list[nn.Module]]:
         fusion = [part for name, part in adapter.projector.named_children() if name != "resampler"]
         lists = [list(part) if isinstance(part, nn.ModuleList) else [part] for part in fusion]
         found["fusion"] = [module for modules in lists for module in modules]
-    present = {name: [module for module in found[name] if module is not None] for name in WORK if name in found}
+    present = {
+        name: [module for module in found[name] if module is not None] for name in ACTIVATION_BYTES if name in found
+    }
     return {name: modules for name, modules in present.items() if modules}
 
 
@@ -59,10 +61,10 @@ def _component(name: str, modules: Sequence[nn.Module]) -> Component:
     parts, layer = [], 0
     for module in modules:
         blocks = tuple(map(_size, blocks_of(name, module)))
-        parts.append(Part(_size(module) - sum(blocks), blocks))
+        parts.append(ModuleSize(_size(module) - sum(blocks), blocks))
         layer = max(layer, *(_size(leaf) for leaf in module.modules() if not any(leaf.children())))
     dtypes = [str(parameter.dtype).removeprefix("torch.") for module in modules for parameter in module.parameters()]
-    work, per_pixel = WORK[name]
+    work, per_pixel = ACTIVATION_BYTES[name]
     return Component(PHASE[name], tuple(parts), layer, work, per_pixel, max(set(dtypes), key=dtypes.count))
 
 
@@ -82,7 +84,7 @@ def _size(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-class Arrangement:
+class Offloader:
     """A pipeline whose weights are where a plan has them, and the others come when they are needed.
 
     ``model`` and ``sequential`` are diffusers' and accelerate's; the character's encoders and projector, which those
@@ -101,9 +103,9 @@ class Arrangement:
         self.plan = self._asked = plan
         self.device = device
         self._pipeline_there = weakref.ref(pipeline)
-        self._visitors: list[Visitor] = []
+        self._visitors: list[OffloadedModule] = []
         self._vae_before: dict[str, Any] = {}
-        self._stepped_back = False
+        self._reduced = False
         self._in_place = False
         self._arrange_or_less()
 
@@ -112,13 +114,13 @@ class Arrangement:
         return self._pipeline_there()
 
     @property
-    def steps_back_alone(self) -> bool:
+    def retries_module(self) -> bool:
         """Whether what ran out of memory is run again by itself; otherwise the whole picture must be."""
         return self.plan.strategy in ("none", "stream")
 
     def begin(self, resolution: tuple[int, int], batch: int) -> None:
         """Make the plan one for these pictures, and allow it another step back."""
-        self._stepped_back = False
+        self._reduced = False
         same = dataclasses.replace(self.plan, resolution=resolution, batch=batch)
         self.plan = self._asked.for_pictures(resolution, batch)
         if self.plan != same:
@@ -127,14 +129,14 @@ class Arrangement:
         if not self._in_place:
             self._arrange_or_less()
 
-    def step_back(self, reason: str) -> None:
+    def reduce_memory(self, reason: str) -> None:
         """Take the next smaller plan that fits, once for a picture.
 
         Raises:
             torch.OutOfMemoryError: there is none, or it was taken before.
         """
-        self._take_smaller(None if self._stepped_back else self.plan.smaller(), reason)
-        self._stepped_back = True
+        self._take_smaller(None if self._reduced else self.plan.smaller(), reason)
+        self._reduced = True
         self.undo()
         self._arrange_or_less()
 
@@ -221,16 +223,16 @@ class Arrangement:
         self._vae_before = {name: vars(vae)[name] for name in changed}
         vars(vae).update(changed)
 
-    def _visitor(self, name: str, module: nn.Module) -> Visitor:
+    def _visitor(self, name: str, module: nn.Module) -> OffloadedModule:
         stays, streamed = name in self.plan.staying, blocks_of(name, module)
         if stays:
             streamed = [streamed[i] for i in self.plan.streamed] if name == "transformer" else []
-        return Visitor(module, streamed, self.device, stays, self.plan.pinned, _weakly(self.step_back))
+        return OffloadedModule(module, streamed, self.device, stays, self.plan.pinned, _weakly(self.reduce_memory))
 
 
-def _weakly(step_back: Callable[[str], None]) -> Callable[[str], None]:
-    """An arrangement's :meth:`step_back` that does not keep it: visitors and it would keep each other."""
-    there = weakref.WeakMethod(step_back)
+def _weakly(reduce_memory: Callable[[str], None]) -> Callable[[str], None]:
+    """An arrangement's :meth:`reduce_memory` that does not keep it: visitors and it would keep each other."""
+    there = weakref.WeakMethod(reduce_memory)
 
     def call(reason: str) -> None:
         if (method := there()) is None:

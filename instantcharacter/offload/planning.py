@@ -5,7 +5,7 @@ them; beside it, each phase has its own weights, for as long as it lasts, and it
 of FLUX's blocks on the GPU as the hungriest phase leaves room for. The others stream, see :mod:`.streaming`, spread so
 that the link to the host is evenly busy: then they cost nothing until the link is the slower of the two.
 
-A plan is arithmetic on sizes; :class:`~instantcharacter.offload.offloader.Arrangement` carries it out.
+A plan is arithmetic on sizes; :class:`~instantcharacter.offload.offloader.Offloader` carries it out.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 GIB = 2**30
-DESKTOP = GIB // 2
+RESERVED_FOR_DESKTOP = GIB // 2
 """Bytes of free GPU memory that ``auto`` leaves to other programs."""
-SPARE_PART, SPARE_BYTES = 0.03, GIB // 5
+RESERVED_FRACTION, RESERVED_BYTES = 0.03, GIB // 5
 """Of GPU memory, what no plan uses: memory is handed out in pieces, and CUDA's libraries want some."""
-PINNED_PART = 0.85
+MAX_PINNED_FRACTION = 0.85
 """Of host memory, what may be pinned."""
-STEP_BACK = 0.8
+REDUCTION = 0.8
 """Of a plan's GPU memory, what the next smaller one may use."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ModuleSize:
     """A module of a component that runs by itself, in bytes.
 
     Attributes:
@@ -67,7 +67,7 @@ class Component:
     """
 
     phase: Phase
-    parts: tuple[Part, ...]
+    parts: tuple[ModuleSize, ...]
     layer: int
     work: int
     work_per_pixel: float = 0.0
@@ -101,7 +101,7 @@ PHASE: Mapping[str, Phase] = {
     "vae": "decode",
 }
 """When each component runs."""
-WORK = {
+ACTIVATION_BYTES = {
     "text_encoder": (16 << 20, 0.0),
     "text_encoder_2": (240 << 20, 0.0),
     "siglip": (330 << 20, 0.0),
@@ -112,21 +112,21 @@ WORK = {
     "vae": (16 << 20, 2436.0),
 }
 """Working memory and that per pixel, measured at the released sizes in bfloat16; see benchmarks/RESULTS.md."""
-TILED_WORK = 630 << 20
+TILED_ACTIVATION_BYTES = 630 << 20
 """The VAE's, for tiles."""
 
-_RELEASED: dict[str, tuple[tuple[Part, ...], int]] = {
-    "text_encoder": ((Part(76_012_648, (14_175_744,) * 12),), 75_890_688),
-    "text_encoder_2": ((Part(263_200_768, (385_896_448, *(385_892_352,) * 23)),), 263_192_576),
-    "siglip": ((Part(3_047_112, (30_479_008,) * 27),), 9_925_024),
-    "dinov2": ((Part(6_030_336, (56_673_280,) * 40),), 12_591_104),
-    "fusion": ((Part(289_105_152),) * 8 + (Part(57_818_880),) * 3, 115_648_512),
-    "resampler": ((Part(233_934_336),), 13_117_440),
-    "transformer": ((Part(128_249_984, (695_502_080,) * 19 + (299_023_104,) * 38),), 113_283_072),
-    "vae": ((Part(68_548_416), Part(99_090_950)), 4_719_616),
+_RELEASED: dict[str, tuple[tuple[ModuleSize, ...], int]] = {
+    "text_encoder": ((ModuleSize(76_012_648, (14_175_744,) * 12),), 75_890_688),
+    "text_encoder_2": ((ModuleSize(263_200_768, (385_896_448, *(385_892_352,) * 23)),), 263_192_576),
+    "siglip": ((ModuleSize(3_047_112, (30_479_008,) * 27),), 9_925_024),
+    "dinov2": ((ModuleSize(6_030_336, (56_673_280,) * 40),), 12_591_104),
+    "fusion": ((ModuleSize(289_105_152),) * 8 + (ModuleSize(57_818_880),) * 3, 115_648_512),
+    "resampler": ((ModuleSize(233_934_336),), 13_117_440),
+    "transformer": ((ModuleSize(128_249_984, (695_502_080,) * 19 + (299_023_104,) * 38),), 113_283_072),
+    "vae": ((ModuleSize(68_548_416), ModuleSize(99_090_950)), 4_719_616),
 }
 RELEASED: Components = {
-    name: Component(PHASE[name], parts, layer, *WORK[name]) for name, (parts, layer) in _RELEASED.items()
+    name: Component(PHASE[name], parts, layer, *ACTIVATION_BYTES[name]) for name, (parts, layer) in _RELEASED.items()
 }
 """FLUX.1-dev, its text encoders and VAE, InstantCharacter's encoders and adapter, in bfloat16."""
 
@@ -210,7 +210,7 @@ class MemoryPlan:
     @property
     def pinned(self) -> bool:
         """Whether the host can lock these weights in memory; if not, they come slowly, and the system may swap them."""
-        return self.host_bytes <= PINNED_PART * self.ram_bytes
+        return self.host_bytes <= MAX_PINNED_FRACTION * self.ram_bytes
 
     @property
     def fits(self) -> bool:
@@ -222,7 +222,7 @@ class MemoryPlan:
         if self.strategy == "sequential":
             return None
         if self.strategy in ("none", "stream"):
-            less = _streaming(dataclasses.replace(self, vram_bytes=_that_gives(STEP_BACK * self.predicted_peak)))
+            less = _streaming(dataclasses.replace(self, vram_bytes=_that_gives(REDUCTION * self.predicted_peak)))
         else:
             less = _all_streams(self)
         if less.predicted_peak < self.predicted_peak:
@@ -266,7 +266,7 @@ class MemoryPlan:
         at_once = 1 if name == "vae" else self.batch
         work = component.working(width * height * at_once)
         if name == "vae" and self.tiled:
-            work = min(work, TILED_WORK)
+            work = min(work, TILED_ACTIVATION_BYTES)
         if name in self.staying:
             slots = SLOTS * max((self.blocks[i] for i in self.streamed), default=0)
             return work + (slots if component.phase == "denoise" else 0)
@@ -378,11 +378,11 @@ def spread(blocks: Sequence[int], rate: float) -> tuple[int, ...]:
 
 
 def _usable(vram_bytes: int) -> int:
-    return int(vram_bytes * (1 - SPARE_PART)) - SPARE_BYTES
+    return int(vram_bytes * (1 - RESERVED_FRACTION)) - RESERVED_BYTES
 
 
 def _that_gives(usable: float) -> int:
-    return math.ceil((usable + SPARE_BYTES) / (1 - SPARE_PART))
+    return math.ceil((usable + RESERVED_BYTES) / (1 - RESERVED_FRACTION))
 
 
 def _gib(size: int) -> str:

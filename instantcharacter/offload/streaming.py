@@ -33,13 +33,13 @@ ALIGNMENT = 256
 
 
 @contextmanager
-def lent(module: Module, device: torch.device) -> Iterator[Module]:
+def on_device(module: Module, device: torch.device) -> Iterator[Module]:
     """A module on a device for as long as the block lasts; afterwards its weights are where they were.
 
     Nothing is copied back: the weights at home, memory-mapped or not, are kept while the module is away. On the
-    device already, it simply stays; and so does what comes to the device by itself, as a :class:`Visitor`.
+    device already, it simply stays; and so does what comes to the device by itself, as a :class:`OffloadedModule`.
     """
-    if any(part in Visitor.visiting for part in module.modules()):
+    if any(part in OffloadedModule.visiting for part in module.modules()):
         yield module
         return
     home: list[tuple[dict[str, Any], str, Tensor, Tensor]] = [
@@ -57,7 +57,7 @@ def lent(module: Module, device: torch.device) -> Iterator[Module]:
             table[name] = tensor
 
 
-class Visitor:
+class OffloadedModule:
     """A module whose weights are on the device only while it runs, some of its blocks one after another.
 
     The module's ``forward`` is replaced until :meth:`remove`.
@@ -68,7 +68,7 @@ class Visitor:
         device: where it runs.
         stays: whether all that does not stream is on the device for good.
         pinned: see :class:`HostWeights`.
-        make_room: called if the device is out of memory, with what torch said of it; then the module is called again.
+        on_out_of_memory: called with torch's message when the device is out of memory; the module then runs again.
 
     Raises:
         torch.OutOfMemoryError: what stays does not fit on the device; the module is then left alone.
@@ -83,11 +83,11 @@ class Visitor:
         device: torch.device,
         stays: bool,
         pinned: bool,
-        make_room: Callable[[str], None],
+        on_out_of_memory: Callable[[str], None],
     ) -> None:
         self._module = weakref.ref(module)  # no cycles: gigabytes of weights would wait for the garbage collector
         self._device = device
-        self._make_room = make_room
+        self._make_room = on_out_of_memory
         self._before = vars(module).get("forward")
         in_blocks = set(chain.from_iterable(map(_tensors, streamed)))
         rest = [tensor for tensor in _tensors(module) if tensor not in in_blocks]
@@ -100,7 +100,7 @@ class Visitor:
         forward = partial(self._run)
         forward.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
         module.forward = forward
-        Visitor.visiting.add(module)
+        OffloadedModule.visiting.add(module)
 
     def remove(self) -> None:
         """Leave the module alone, its weights where they are between its runs."""
@@ -109,7 +109,7 @@ class Visitor:
             del module.forward
             if self._before:
                 module.forward = self._before
-            Visitor.visiting.discard(module)
+            OffloadedModule.visiting.discard(module)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self._module()

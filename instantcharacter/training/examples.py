@@ -20,9 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..character.encoders import CharacterEncoder, squares
+from ..character.encoders import CharacterEncoder, image_to_crops
 from ..character.image import open_picture
-from ..files.reading import read_safetensors, written_whole
+from ..files.reading import atomic_write, read_safetensors
 from ..offload.planning import GIB
 from .config import Preview, TrainingConfig
 from .fingerprint import fingerprint
@@ -99,7 +99,7 @@ class Computed(Generic[Given]):
         for part in begun:
             tensors = next(computed) if part.tensors is None else part.tensors
             if part.tensors is None and part.file:
-                with written_whole(part.file) as partial:
+                with atomic_write(part.file) as partial:
                     save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
             finished.append(self._held.add(part.key, tensors))
         return finished
@@ -270,7 +270,7 @@ class Examples:
         return [{"prompt": prompt, "pooled": row} for prompt, row in zip(prompts, pooled)]
 
     def _look(self, pictures: list[Tensor]) -> list[Tensors]:
-        features = self._encoder.look(torch.stack(pictures))
+        features = self._encoder.encode_images(torch.stack(pictures))
         return [dict(zip(FEATURES, rows)) for rows in zip(*features)]
 
     @cached_property
@@ -308,7 +308,7 @@ def _white() -> bytes:
 
 
 def _squares(picture: Encoded) -> Tensor:
-    return squares(_decoded(picture))
+    return image_to_crops(_decoded(picture))
 
 
 def _decoded(picture: Encoded) -> Image.Image:

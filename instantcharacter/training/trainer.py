@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from ..files.reading import written_whole
+from ..files.reading import atomic_write
 from ..model.adapter import CharacterAdapter
 from .config import TrainingConfig
 from .examples import Batch, Examples, Held, in_order
@@ -283,7 +283,7 @@ class Trainer:
                 "average": self._average,
                 "losses": self._losses,
             }
-            with written_whole(self._config.output / STATE) as partial:
+            with atomic_write(self._config.output / STATE) as partial:
                 torch.save(state, partial)
             self._write_adapter({**weights, **dict(zip(self._names, self._average))})
         self._accelerator.wait_for_everyone()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
-from instantcharacter.character.image import LARGEST, cut_out, open_picture, prepare_reference, to_square, views
+from instantcharacter.character.image import LARGEST, crops, cut_out, open_picture, prepare_reference, to_square
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -162,7 +162,7 @@ def test_views_are_the_whole_and_its_quarters_in_reading_order():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
     for colour, corner in zip(colours, [(0, 0), (50, 0), (0, 50), (50, 50)]):
         draw.rectangle((*corner, corner[0] + 49, corner[1] + 49), colour)
-    low, high = views(image)
+    low, high = crops(image)
     assert [view.size for view in low + high] == [(384, 384)] * 5
     assert [view.getpixel((192, 192)) for view in high] == colours
 

@@ -22,7 +22,7 @@ from instantcharacter import (
     InstantCharacterPipeline,
 )
 from instantcharacter.flux.attn_processor import LearningAttention, attach
-from instantcharacter.model.attention import Subject, add_subjects, attend, region
+from instantcharacter.model.attention import Subject, add_subjects, attend, mask_to_tokens
 
 CPU_GROUP_OFFLOAD = Version(diffusers.__version__) >= Version("0.36")
 
@@ -149,7 +149,7 @@ def test_two_regions_of_a_character_are_the_whole(pipeline, character):
 
 
 def test_character_is_added_in_its_region_only(adapter, fused):
-    query, where = torch.randn(1, 24, 2, 128), region(half("right"), 4, 6)
+    query, where = torch.randn(1, 24, 2, 128), mask_to_tokens(half("right"), 4, 6)
     hidden = torch.zeros(1, 24, 256)
     tokens = adapter.projector.resample(fused, torch.tensor([500.0]))
     attention = LearningAttention(adapter.attention[0], torch.ones(128))
@@ -163,8 +163,8 @@ def test_character_is_added_in_its_region_only(adapter, fused):
 def test_region_is_the_mean_of_the_mask_over_each_token():
     mask = torch.zeros(8, 8)
     mask[:4, :2] = 1
-    assert region(mask, 2, 2)[0, :, 0].tolist() == [0.5, 0, 0, 0]
-    assert region(mask[None].expand(3, -1, -1), 4, 4).shape == (3, 16, 1)
+    assert mask_to_tokens(mask, 2, 2)[0, :, 0].tolist() == [0.5, 0, 0, 0]
+    assert mask_to_tokens(mask[None].expand(3, -1, -1), 4, 4).shape == (3, 16, 1)
 
 
 def test_masks_of_several_characters_and_orders_agree(pipeline, character, other_character):

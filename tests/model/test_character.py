@@ -9,7 +9,7 @@ from support import recorded
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures
 from instantcharacter.character.image import thumbnail
-from instantcharacter.offload.streaming import lent
+from instantcharacter.offload.streaming import on_device
 
 CPU = torch.device("cpu")
 
@@ -151,7 +151,7 @@ def test_wrong_fused_features_and_timesteps_are_refused(adapter):
 def test_lent_weights_come_home(adapter: CharacterAdapter):
     adapter.register_buffer("note", torch.ones(2))
     home = {name: tensor.data_ptr() for name, tensor in adapter.state_dict().items()}
-    with pytest.raises(RuntimeError, match="on the way"), lent(adapter, torch.device("meta")) as away:
+    with pytest.raises(RuntimeError, match="on the way"), on_device(adapter, torch.device("meta")) as away:
         assert away is adapter
         assert all(tensor.is_meta for tensor in adapter.state_dict().values())
         raise RuntimeError("on the way")

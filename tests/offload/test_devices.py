@@ -14,7 +14,7 @@ from torch import nn
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterImg2ImgPipeline
 from instantcharacter.offload.planning import STRATEGIES, MemoryPlan
-from instantcharacter.offload.streaming import lent, pin
+from instantcharacter.offload.streaming import on_device, pin
 
 FEATURES = CharacterFeatures(*recorded.features())
 
@@ -164,7 +164,7 @@ def test_several_characters_masks_and_pictures(whole, card):
 def test_what_is_lent_is_home_again(card):
     module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     home = [p.data_ptr() for p in module.parameters()]
-    with lent(module, torch.device("cuda")) as there:
+    with on_device(module, torch.device("cuda")) as there:
         assert devices(there) == {CUDA}
     assert devices(module) == {CPU}
     assert [p.data_ptr() for p in module.parameters()] == home
@@ -309,7 +309,7 @@ def test_a_plan_of_either_is_one_of_both(whole, expected, card):
     assert torch.equal(draw(whole).cpu(), expected)
     whole.set_character_adapter(whole.character_adapter)
     assert torch.equal(draw_from_picture(other), first)
-    whole._offload.arrangement.step_back("out of memory")
+    whole._offload.arrangement.reduce_memory("out of memory")
     assert torch.equal(draw_from_picture(other), first)
 
 

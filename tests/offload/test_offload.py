@@ -24,9 +24,9 @@ from instantcharacter.flux import load as flux_files
 from instantcharacter.model.folding import FoldedAttention
 from instantcharacter.offload import offloader as arrangement
 from instantcharacter.offload import planning as memory
-from instantcharacter.offload.offloader import TILE, Arrangement, default_device, free_memory, measure, roots
+from instantcharacter.offload.offloader import TILE, Offloader, default_device, free_memory, measure, roots
 from instantcharacter.offload.planning import GIB, MemoryPlan, plan
-from instantcharacter.offload.streaming import StreamedBlocks, Visitor, lent
+from instantcharacter.offload.streaming import OffloadedModule, StreamedBlocks, on_device
 
 CPU = torch.device("cpu")
 
@@ -96,7 +96,7 @@ def test_released_sizes_are_those_of_the_released_models():
 
 def test_fp8_needs_half_the_link():
     transformer = memory.RELEASED["transformer"]
-    half = memory.Part(transformer.parts[0].rest // 2, tuple(size // 2 for size in transformer.parts[0].blocks))
+    half = memory.ModuleSize(transformer.parts[0].rest // 2, tuple(size // 2 for size in transformer.parts[0].blocks))
     fp8 = dataclasses.replace(transformer, parts=(half,), dtype="float8_e4m3fn")
     found = plan({**memory.RELEASED, "transformer": fp8}, 12 * GIB)
     assert found.fp8
@@ -226,7 +226,7 @@ def test_every_strategy_draws_the_same(whole, expected, strategy):
 
 @pytest.mark.parametrize("streamed", [(), (0,), (3,), (1, 2), (0, 2, 3), (0, 1, 2, 3)])
 def test_any_blocks_may_stream(whole, expected, streamed):
-    Arrangement(partly(whole, streamed), whole, CPU)
+    Offloader(partly(whole, streamed), whole, CPU)
     assert torch.equal(draw(whole), expected)
 
 
@@ -239,7 +239,7 @@ def test_strategies_can_be_changed(whole, expected):
 
 
 def test_weights_are_home_between_pictures(whole):
-    Arrangement(partly(whole, (1, 3)), whole, CPU)
+    Offloader(partly(whole, (1, 3)), whole, CPU)
     block = whole.transformer.transformer_blocks[1]
     before = [tensor.data_ptr() for tensor in block.parameters()]
     seen = []
@@ -251,7 +251,7 @@ def test_weights_are_home_between_pictures(whole):
 
 
 def test_two_blocks_at_the_most_are_there(whole):
-    Arrangement(partly(whole, (0, 1, 2, 3)), whole, CPU)
+    Offloader(partly(whole, (0, 1, 2, 3)), whole, CPU)
     blocks = [*whole.transformer.transformer_blocks, *whole.transformer.single_transformer_blocks]
     home = [[tensor.data_ptr() for tensor in block.parameters()] for block in blocks]
     away = []
@@ -281,7 +281,7 @@ def test_blocks_in_another_order_are_right_too():
 
     model, x = Backwards(), torch.randn(2, 8)
     before = model(x)
-    Visitor(model, list(model.blocks), CPU, stays=False, pinned=False, make_room=pytest.fail)
+    OffloadedModule(model, list(model.blocks), CPU, stays=False, pinned=False, on_out_of_memory=pytest.fail)
     assert torch.equal(model(x), before)
     assert torch.equal(model(x), before)
 
@@ -302,7 +302,7 @@ def test_pipelines_made_in_inference_mode_can_stream(expected):
 
 
 def test_a_failed_picture_leaves_the_weights_at_home(whole, expected):
-    Arrangement(partly(whole, (0, 1, 2, 3)), whole, CPU)
+    Offloader(partly(whole, (0, 1, 2, 3)), whole, CPU)
     block = whole.transformer.single_transformer_blocks[0]
     handle = block.attn.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -334,10 +334,10 @@ def test_larger_pictures_change_the_plan_while_they_are_drawn(whole):
 
 def test_the_vae_decodes_in_tiles_only_the_pictures_that_need_it(whole):
     everything = measure(whole)
-    work = memory.WORK["vae"][1] * 1024**2
+    work = memory.ACTIVATION_BYTES["vae"][1] * 1024**2
     fitting = plan(everything, vram_bytes=int(0.75 * work), resolution=(64, 48))
     fitting = dataclasses.replace(fitting, strategy="stream", staying=frozenset({"transformer"}))
-    arrangement = Arrangement(fitting, whole, CPU)
+    arrangement = Offloader(fitting, whole, CPU)
     arrangement.begin((1024, 1024), 1)
     assert (arrangement.plan.staying, arrangement.plan.streamed) == (fitting.staying, fitting.streamed)
     assert whole.vae.use_tiling
@@ -350,12 +350,12 @@ def test_a_plan_leaves_the_vae_as_it_was_set(whole):
     before = dict(vars(whole.vae))
     everything = measure(whole)
     tiled = dataclasses.replace(plan(everything, strategy="stream"), tiled=True)
-    arrangement = Arrangement(tiled, whole, CPU)
+    arrangement = Offloader(tiled, whole, CPU)
     assert whole.vae.use_slicing
     assert whole.vae.tile_sample_min_size == TILE
     arrangement.undo()
     assert dict(vars(whole.vae)) == before
-    Arrangement(plan(everything, strategy="none"), whole, CPU)
+    Offloader(plan(everything, strategy="none"), whole, CPU)
     assert whole.vae.use_tiling
 
 
@@ -408,7 +408,7 @@ def test_offload_can_be_let_go_of(whole):
     whole.to("cpu")
     assert whole._offload is None
     for modules in roots(whole).values():
-        assert not any(module in Visitor.visiting or "forward" in vars(module) for module in modules)
+        assert not any(module in OffloadedModule.visiting or "forward" in vars(module) for module in modules)
 
 
 def test_weights_go_with_the_pipeline_at_once():
@@ -428,9 +428,9 @@ def test_weights_go_with_the_pipeline_at_once():
 
 def test_lent_leaves_visitors_alone():
     layer = nn.Linear(4, 4)
-    Visitor(layer, [], CPU, stays=False, pinned=False, make_room=pytest.fail)
+    OffloadedModule(layer, [], CPU, stays=False, pinned=False, on_out_of_memory=pytest.fail)
     home = layer.weight.data_ptr()
-    with lent(layer, torch.device("meta")):
+    with on_device(layer, torch.device("meta")):
         assert layer.weight.data_ptr() == home
 
 
@@ -630,7 +630,7 @@ def test_on_a_mac_everything_stays(whole, monkeypatch):
             plans.append((plan.strategy, device.type))
 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr("instantcharacter.flux.pipeline.Arrangement", Recorded)
+    monkeypatch.setattr("instantcharacter.flux.pipeline.Offloader", Recorded)
     for strategy in ("auto", "stream", "none"):
         whole.enable_character_offload(strategy)
         whole._state.offload = None

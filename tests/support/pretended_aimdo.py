@@ -57,7 +57,7 @@ class ModelVBAR:
         for k, page in enumerate(range(first, end)):
             if not self.handles[page]:
                 if Budget.used >= Budget.pages:
-                    self.make_room(end)
+                    self.on_out_of_memory(end)
                     if page >= self.watermark or Budget.used >= Budget.pages:
                         return None
                 self.handles[page] = True
@@ -68,7 +68,7 @@ class ModelVBAR:
             self.pinned[page] = True
         return signature
 
-    def make_room(self, target: int) -> None:
+    def on_out_of_memory(self, target: int) -> None:
         for other in Budget.order:
             while Budget.used >= Budget.pages and other.watermark > 0 and self.watermark > 0:
                 if other is self and self.watermark <= target - 1 and not self.handles[self.watermark - 1]:

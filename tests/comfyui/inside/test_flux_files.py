@@ -15,7 +15,7 @@ from support.recorded import error
 
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.comfyui import model_patch as comfy_patch
-from instantcharacter.comfyui.model_patch import Part
+from instantcharacter.comfyui.model_patch import CharacterConditioning
 from instantcharacter.flux import variants as flux_variants
 from instantcharacter.flux.layout import own_part
 from instantcharacter.flux.load import FluxFiles, load_flux
@@ -55,7 +55,7 @@ def test_kinds_with_other_inputs_draw_the_character_natively(adapter, character,
     model = comfy.sd.load_diffusion_model_state_dict(transformer.state_dict())
     keys = {key: weight.shape for key, weight in model.model.diffusion_model.state_dict().items()}
     assert flux_variants.variant(keys).native
-    applied = comfy_patch.apply(model, Part(adapter=adapter, character=character, scale=0.9))
+    applied = comfy_patch.apply(model, CharacterConditioning(adapter=adapter, character=character, scale=0.9))
     shown = {"concat_latent_image": torch.rand(1, 16, 8, 12), "concat_mask": torch.ones(1, 1, 64, 96)}
     assert error(sample(applied, shown), sample(model, shown)) > 1e-3
 
@@ -87,7 +87,7 @@ def test_loras_that_load_flux_refuses_draw_natively_with_the_character(adapter, 
     pipeline = InstantCharacterPipeline(**recorded.components())
     with pytest.raises(ValueError, match="ComfyUI's own Load LoRA reads it"):
         load_lora(pipeline, tmp_path / "lora.safetensors", "style")
-    applied = comfy_patch.apply(model, Part(adapter=adapter, character=character, scale=0.9))
+    applied = comfy_patch.apply(model, CharacterConditioning(adapter=adapter, character=character, scale=0.9))
     shown = {"concat_latent_image": torch.rand(1, 16, 8, 12)}
     before = sample(applied, shown)
     styled, _ = comfy.sd.load_lora_for_models(applied, None, lora, 1.0, 0.0)

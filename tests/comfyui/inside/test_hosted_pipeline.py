@@ -22,14 +22,14 @@ from instantcharacter.comfyui import model_patch as comfy_patch
 from instantcharacter.comfyui.hosting import HostedAdapter, HostedCharacter, progress
 from instantcharacter.comfyui.sampler import (
     HostedPipeline,
+    InitImage,
     Prompt,
-    Start,
     StyledPipeline,
-    begin_with,
+    init_from_inputs,
     last_pipeline,
 )
 from instantcharacter.flux.lora import load_lora
-from instantcharacter.offload.streaming import Visitor
+from instantcharacter.offload.streaming import OffloadedModule
 
 SIZE = (96, 64)
 
@@ -76,15 +76,15 @@ def test_another_characters_adapter_takes_the_place_of_the_first(hosted, adapter
 def test_so_many_steps_are_run_whatever_is_drawn_anew(hosted, monkeypatch, steps, denoise):
     told = []
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", lambda self, value, *_: told.append(value))
-    draw(hosted, steps=steps, start=Start(denoise, image=torch.rand(1, 64, 96, 3)))
+    draw(hosted, steps=steps, start=InitImage(denoise, image=torch.rand(1, 64, 96, 3)))
     assert told == list(range(1, steps + 1))
 
 
 def test_a_start_gives_the_size_and_how_many(hosted):
-    image = draw(hosted, start=Start(0.5, image=torch.rand(2, 70, 50, 4))).image
+    image = draw(hosted, start=InitImage(0.5, image=torch.rand(2, 70, 50, 4))).image
     assert image.shape == (2, 64, 48, 3)
     samples = torch.rand(1, 16, 6, 10)
-    assert draw(hosted, start=Start(0.5, samples=samples), batch_size=3).image.shape == (3, 48, 80, 3)
+    assert draw(hosted, start=InitImage(0.5, samples=samples), batch_size=3).image.shape == (3, 48, 80, 3)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_start_gives_the_size_and_how_many(hosted):
 )
 def test_what_it_cannot_begin_with_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        begin_with(*given, 0.5)
+        init_from_inputs(*given, 0.5)
 
 
 def test_combined_conditioning_is_refused(hosted):
@@ -198,7 +198,7 @@ def test_a_smaller_plan_is_told_to_comfyui(adapter, character):
     hosted = HostedPipeline(InstantCharacterPipeline(**recorded.components()), "none")
     who = HostedCharacter(character, adapter)
     before, first = draw(hosted, who), hosted._staying
-    hosted.pipeline._offload.arrangement.step_back("out of memory")
+    hosted.pipeline._offload.arrangement.reduce_memory("out of memory")
     assert torch.equal(draw(hosted, who).samples, before.samples)
     assert management.module_size(hosted._staying.model) < management.module_size(first.model)
 
@@ -226,7 +226,7 @@ def test_a_smaller_plan_frees_the_device(adapter, character):
     hosted, who = pipe(), HostedCharacter(character, adapter)
     first = draw(hosted, who)
     before = on_device(hosted.pipeline.transformer)
-    hosted.pipeline._offload.arrangement.step_back("out of memory")
+    hosted.pipeline._offload.arrangement.reduce_memory("out of memory")
     assert torch.equal(draw(hosted, who).samples, first.samples)
     assert on_device(hosted.pipeline.transformer) <= before / 2
 
@@ -267,12 +267,12 @@ def test_a_picture_leaves_no_cycle_that_keeps_its_weights(adapter, character):
 
 def test_sampler_and_apply_share_an_adapter_that_comfyui_manages_alone(model, adapter, character):
     hosted, who = pipe("auto"), HostedCharacter(character, adapter)
-    natively = comfy_patch.apply(model, comfy_patch.Part(adapter, character, 0.9))
+    natively = comfy_patch.apply(model, comfy_patch.CharacterConditioning(adapter, character, 0.9))
     first, ours = draw(hosted, who), sample(natively)
     again = Character(character.fused, character.fingerprint)  # without the tokens of the last schedule
     assert torch.equal(draw(hosted, HostedCharacter(again, adapter)).samples, first.samples)
     assert torch.equal(sample(natively, seed=1), ours)
-    assert not any(module in Visitor.visiting for module in adapter.adapter.modules())
+    assert not any(module in OffloadedModule.visiting for module in adapter.adapter.modules())
     assert adapter.resampler not in [loaded.model for loaded in management.current_loaded_models]
     management.unload_all_models()
     assert on_device(adapter.adapter) == 0

@@ -18,7 +18,7 @@ from support.recorded import error
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.comfyui import model_patch as comfy_patch
 from instantcharacter.comfyui.hosting import HostedAdapter
-from instantcharacter.comfyui.model_patch import KEY, Part
+from instantcharacter.comfyui.model_patch import KEY, CharacterConditioning
 from instantcharacter.flux.attn_processor import LearningAttention
 from instantcharacter.model.attention import Subject
 
@@ -29,7 +29,7 @@ EXPECTED = recorded.expected()
 def drawn(model, adapter, character):
     """The MODEL with the character on it at 0.9, or as told."""
     return lambda **changes: comfy_patch.apply(
-        model, Part(**{"adapter": adapter, "character": character, "scale": 0.9} | changes)
+        model, CharacterConditioning(**{"adapter": adapter, "character": character, "scale": 0.9} | changes)
     )
 
 
@@ -100,7 +100,7 @@ def test_two_characters_are_the_librarys(model, adapter, reference, character, o
     masks = [left, 1 - left] if masked else [None, None]
     twice = model
     for who, scale, mask in zip((character, other_character), (0.9, 0.7), masks):
-        twice = comfy_patch.apply(twice, Part(adapter, who, scale, mask=mask))
+        twice = comfy_patch.apply(twice, CharacterConditioning(adapter, who, scale, mask=mask))
     theirs = draw(reference, subject_image=[character, other_character], subject_scale=[0.9, 0.7], subject_mask=masks)
     assert error(sample(twice), theirs) < 1e-5
 
@@ -112,11 +112,12 @@ def test_characters_of_two_adapters_add_up(model, adapter, character):
     other = HostedAdapter(weights)
     assert other.fingerprint == adapter.fingerprint
     alone = [
-        sample(comfy_patch.apply(model, Part(one, character, 0.9)), sigmas=SIGMAS[-2:]) for one in (adapter, other)
+        sample(comfy_patch.apply(model, CharacterConditioning(one, character, 0.9)), sigmas=SIGMAS[-2:])
+        for one in (adapter, other)
     ]
     both = model
     for one in (adapter, other):
-        both = comfy_patch.apply(both, Part(one, character, 0.9))
+        both = comfy_patch.apply(both, CharacterConditioning(one, character, 0.9))
     together = sample(both, sigmas=SIGMAS[-2:])
     for one in alone:
         assert error(together, one) > 1e-3
@@ -249,9 +250,9 @@ def test_style_lora_on_the_model_adds_up_with_the_character(model, adapter, char
     reference.load_lora_weights(recorded.FOLDER, weight_name=recorded.LORA.name, adapter_name="style")
     reference.set_adapters(["style"], [0.8])
     theirs = draw(reference, subject_image=character)
-    before = comfy_patch.apply(styled, Part(adapter, character, 0.9))
+    before = comfy_patch.apply(styled, CharacterConditioning(adapter, character, 0.9))
     after, _ = comfy.sd.load_lora_for_models(
-        comfy_patch.apply(model, Part(adapter, character, 0.9)), None, lora, 0.8, 0.0
+        comfy_patch.apply(model, CharacterConditioning(adapter, character, 0.9)), None, lora, 0.8, 0.0
     )
     assert error(sample(before), theirs) < 1e-5
     assert error(sample(after), theirs) < 1e-5
@@ -264,10 +265,10 @@ def test_a_compute_dtype_may_be_set_before_and_after_the_character(model, adapte
     on = model.clone()
     if before:
         on.set_model_compute_dtype(dtype)
-    on = comfy_patch.apply(on, Part(adapter, character, 0.9))
+    on = comfy_patch.apply(on, CharacterConditioning(adapter, character, 0.9))
     if not before:
         on.set_model_compute_dtype(dtype)
-    whole, rounded = sample(comfy_patch.apply(model, Part(adapter, character, 0.9))), model.clone()
+    whole, rounded = sample(comfy_patch.apply(model, CharacterConditioning(adapter, character, 0.9))), model.clone()
     rounded.set_model_compute_dtype(dtype)
     rounding = error(sample(rounded), sample(model))
     for _ in range(2):
@@ -289,7 +290,7 @@ def test_flux_stored_smaller_draws_the_character(adapter, character, reference, 
     reference.transformer.load_state_dict({key: weight.float() for key, weight in state.items()})
     reference.set_character_adapter(recorded.adapter())
     theirs = draw(reference, subject_image=character)
-    ours = sample(comfy_patch.apply(stored, Part(adapter, character, 0.9)))
+    ours = sample(comfy_patch.apply(stored, CharacterConditioning(adapter, character, 0.9)))
     assert error(ours, theirs) < 1e-5
 
 
@@ -298,7 +299,7 @@ def test_fluxs_query_scale_is_read_as_it_is_while_sampling(model, adapter, chara
     plain, changed = ({}, {"diffusion_model.double_blocks.0.img_attn.norm.query_norm.weight": (torch.ones(128),)})
     scales = {}
     for name, patches in (("plain", plain), ("changed", changed)):
-        on = comfy_patch.apply(model, Part(adapter, character, 0.9))
+        on = comfy_patch.apply(model, CharacterConditioning(adapter, character, 0.9))
         on.add_patches(patches, 0.5)
         kept = []
 
@@ -357,7 +358,7 @@ def test_a_character_with_two_parts_is_resampled_once(model, adapter, character,
     monkeypatch.setattr(adapter.projector, "resample", counting)
     twice = model
     for window in ({"end": 0.4}, {"start": 0.6}):
-        twice = comfy_patch.apply(twice, Part(adapter, character, 0.9, **window))
+        twice = comfy_patch.apply(twice, CharacterConditioning(adapter, character, 0.9, **window))
     first = sample(twice)
     assert len(resampled) == len(set(resampled))
     made = len(resampled)
@@ -426,7 +427,7 @@ def test_other_kinds_of_flux_are_refused_by_name(drawn, model, part, name, advic
 def test_flux_of_another_size_is_refused(adapter, character, changes, message):
     other = comfy.sd.load_diffusion_model_state_dict(recorded.transformer(**changes).state_dict())
     with pytest.raises(ValueError, match=message):
-        comfy_patch.apply(other, Part(adapter, character, 0.9))
+        comfy_patch.apply(other, CharacterConditioning(adapter, character, 0.9))
 
 
 def test_another_adapters_character_is_refused(drawn, character):
@@ -492,7 +493,9 @@ def test_comfyuis_caches_work_before_and_after_apply(model, drawn, adapter, char
     def cached(on):
         return getattr(nodes_easycache, node).execute(on, 5.0, 0.15, 0.95, False).args[0]
 
-    both = cached(drawn()) if after else comfy_patch.apply(cached(model), Part(adapter, character, 0.9))
+    both = (
+        cached(drawn()) if after else comfy_patch.apply(cached(model), CharacterConditioning(adapter, character, 0.9))
+    )
     calls = []
     flux = model.model.diffusion_model
     handle = flux.double_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))

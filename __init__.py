@@ -12,8 +12,8 @@ WEB_DIRECTORY = "web"
 
 async def comfy_entrypoint() -> ComfyExtension:
     """Called by ComfyUI once, when it loads the pack."""
-    from .instantcharacter.comfyui import folders as comfy_folders
+    from .instantcharacter.comfyui.folders import register
     from .nodes import InstantCharacterExtension
 
-    comfy_folders.register()
+    register()
     return InstantCharacterExtension()

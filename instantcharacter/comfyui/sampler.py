@@ -19,7 +19,7 @@ from ..flux.attn_processor import compute_dtype
 from ..flux.pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
 from ..offload.planning import GIB, Strategy
 from .hosting import HostedAdapter, HostedCharacter, hosted, load, release
-from .values import images
+from .images import images
 
 logger = logging.getLogger(__name__)
 

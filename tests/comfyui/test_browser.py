@@ -27,7 +27,11 @@ HELP_PICTURE = (
     "[...document.querySelectorAll('img')].some(i => i.src.includes('InstantCharacterApply.png') && i.naturalWidth > 0)"
 )
 
-pytestmark = [pytest.mark.skipif(bool(REASON), reason=str(REASON)), pytest.mark.xdist_group("browser")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(REASON), reason=str(REASON)),
+    pytest.mark.xdist_group("browser"),
+]
 
 
 @pytest.fixture(scope="module")

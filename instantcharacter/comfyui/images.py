@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,11 @@ def masks(value: Any, name: str = "mask") -> Tensor:
     if not (found.ndim in (2, 3) or one_channel) or not found.numel():
         raise ValueError(f"{name} is {list(found.shape)}; expected a MASK, [masks, height, width]")
     return found.reshape(-1, *found.shape[-2:]).clamp(0, 1)
+
+
+def to_image(picture: Any) -> torch.Tensor:
+    """A PIL picture as one of an IMAGE: [H, W, 3] in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)
 
 
 def _tensor(value: Any, name: str, expected: str) -> Tensor:

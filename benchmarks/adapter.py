@@ -33,6 +33,7 @@ from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVi
 
 from instantcharacter import Character, CharacterAdapter, CharacterEncoder
 from instantcharacter.character import encoders
+from instantcharacter.character.tokens import TokenCache
 from instantcharacter.flux.attn_processor import attach, detach
 from instantcharacter.model.attention import Subject
 from instantcharacter.model.folding import fold
@@ -145,7 +146,7 @@ def measure_projector(device: Device, adapter: CharacterAdapter, repeats: int) -
     timesteps = [1000.0 - 30 * i for i in range(28)]
 
     def schedule() -> None:
-        Character(fused, "").tokens(adapter.projector, timesteps, fused.device, DTYPE)
+        TokenCache(adapter.projector).tokens(Character(fused, ""), timesteps, fused.device, DTYPE)
 
     report(device, "resample, 28 timesteps, as a pipeline does", schedule, 7)
     report(device, "fold the adapter", lambda: list(fold(adapter, fused.device, DTYPE)), 3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
+from ..files.pictures import Picture, ResizeMode, open_picture, to_square
 from ..files.single_file import SingleFileModel
+from ..model.features import CharacterFeatures
 from ..versions import warn_if_newer
-from .image import Picture, ResizeMode, crops, open_picture, to_square
+from .image import crops
 
 SIGLIP_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DINOV2_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP_SHALLOW = (7, 13, 26)
 DINOV2_SHALLOW = (9, 19, 29)
 """Which hidden states are the shallow features; 0 is the embedding's output."""
-
-
-@dataclass(frozen=True)
-class CharacterFeatures:
-    """A picture as the encoders see it; N tokens a view (729), F = SigLIP's and DINOv2's widths together (2688).
-
-    Attributes:
-        low_res_shallow: [B, 3·N, F], three early layers of the whole picture.
-        low_res_deep: [B, N, F], the last layer of the whole picture.
-        high_res_deep: [B, 4·N, F], the last layer of its four tiles.
-    """
-
-    low_res_shallow: Tensor
-    low_res_deep: Tensor
-    high_res_deep: Tensor
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.low_res_shallow, self.low_res_deep, self.high_res_deep))
 
 
 class CharacterEncoder(nn.Module):

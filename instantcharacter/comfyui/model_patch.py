@@ -230,9 +230,9 @@ class _Run:
         return [made[part.adapter, part.character] for part in self.conditionings]
 
     def _resample(self, adapter: HostedAdapter, character: Character, timesteps: list[float]) -> dict[float, Tensor]:
-        what = (adapter.projector, timesteps, self._device, self._dtype)
-        with adapter.resampling() if character.missing(*what) else nullcontext():
-            return dict(zip(timesteps, character.tokens(*what)))
+        request = (character, timesteps, self._device, self._dtype)
+        with adapter.resampling() if adapter.tokens.missing(*request) else nullcontext():
+            return dict(zip(timesteps, adapter.tokens.tokens(*request)))
 
     def step(self, flux: Any, latents: Tensor, timestep: Tensor, options: dict[str, Any]) -> _Step:
         """What is drawn in a call of FLUX with [B, C, h, w] latents at one timestep, [B] in [0, 1]."""
@@ -282,7 +282,7 @@ class _Run:
         """A character's tokens now; samplers may look between the schedule's timesteps."""
         if timestep not in self._tokens[i]:
             part = self.conditionings[i]
-            (tokens,) = part.character.resample(part.adapter.projector, [timestep], self._device, self._dtype)
+            (tokens,) = part.adapter.tokens.resample(part.character, [timestep], self._device, self._dtype)
             self._tokens[i][timestep] = tokens
         return self._tokens[i][timestep]
 

@@ -7,16 +7,13 @@ arXiv 2504.12395, section 3.2; names and shapes are those of the released checkp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .adapter import AdapterConfig
+from .config import AdapterConfig
 
 TIME_CHANNELS = 320
 FOLDED_CHANNELS = 8
@@ -26,7 +23,7 @@ FOLDED_CHANNELS = 8
 class CharacterProjector(nn.Module):
     """Encoder features in, character tokens out.
 
-    Sizes come from :class:`~.AdapterConfig`; below, F is ``feature_dim`` and N the number of
+    Sizes come from :class:`~.config.AdapterConfig`; below, F is ``feature_dim`` and N the number of
     tokens of one 384-pixel view (729 for the released encoders).
     """
 

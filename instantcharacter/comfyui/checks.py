@@ -33,13 +33,4 @@ def check_flux(flux: Any, adapter: HostedAdapter) -> None:
             f"this MODEL is {type(flux).__name__}; InstantCharacter needs FLUX.1 (dev, schnell, Krea, Kontext) "
             "from a loader that builds ComfyUI's own, such as Load Diffusion Model or ComfyUI-GGUF's"
         )
-    config = adapter.adapter.config
-    for what, found, expected in (
-        ("width", flux.hidden_size, config.attention_dim),
-        ("number of attention heads", flux.num_heads, config.attention_heads),
-        ("number of blocks", len(list(query_norms(flux))), config.num_attention_blocks),
-    ):
-        if found != expected:
-            raise ValueError(
-                f"this MODEL's {what} is {found}, the adapter is made for {expected}: use FLUX.1, whole, with it"
-            )
+    adapter.adapter.check_fits(flux.hidden_size, flux.num_heads, len(list(query_norms(flux))))

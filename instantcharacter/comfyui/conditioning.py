@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..model.attention import mask_to_tokens
 from ..model.character import Character
+from ..model.conditioning import mask_to_tokens
 from .hosting import HostedAdapter
 
 

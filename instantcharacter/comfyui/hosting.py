@@ -69,8 +69,7 @@ class HostedAdapter:
         self.adapter = adapter
         self.fingerprint = adapter.fingerprint()
         projector = adapter.projector
-        fusion = [module for name, module in projector.named_children() if name != "resampler"]
-        self.fusion = to_patcher(CharacterFusion(fusion))
+        self.fusion = to_patcher(CharacterFusion(projector.fusion_modules()))
         self.resampler = to_patcher(projector.resampler)
         self.tokens = TokenCache(projector)
         self._attention: dict[torch.dtype, Any] = {}

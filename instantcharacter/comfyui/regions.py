@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.attention import mask_to_tokens
+from ..model.conditioning import mask_to_tokens
 
 Area: TypeAlias = Sequence[int]
 """A part of the picture that a prompt is for: height, width, top and left in latents."""

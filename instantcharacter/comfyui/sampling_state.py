@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +13,9 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..model.attention import Subject, add_subjects
+from ..model.attention import check_query_scale
 from ..model.character import Character
+from ..model.conditioning import Subject, add_subjects
 from .conditioning import CharacterConditioning
 from .hosting import HostedAdapter
 from .internals import block_and_image_start, compute_dtype, query_norms
@@ -94,10 +95,7 @@ class SamplingState:
         if adapter not in self._key_scales:
             ones = torch.ones(flux.hidden_size // flux.num_heads, device=self._device, dtype=self._dtype)
             scales = torch.stack([norm(ones) for norm in query_norms(flux)]).float().cpu()
-            if not scales.all():
-                raise ValueError(
-                    "FLUX's query norm has a scale of 0 in a channel, which character attention cannot undo"
-                )
+            check_query_scale(scales)
             self._key_scales[adapter] = [scale.to(self._device, self._dtype) for scale in adapter.key_scales(scales)]
         return self._key_scales[adapter]
 
@@ -166,7 +164,7 @@ class AdapterState:
 
     subjects: list[Subject]
     attention: Any
-    key_scales: list[Any]
+    key_scales: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -192,12 +190,9 @@ class StepState:
         self.blocks_called.add(block)
         attend = partial(_attend, extra_options)
         for adapter in self.adapters:
-            bound = _bind(adapter.attention[block], adapter.key_scales[block])
-            add_subjects(attn[:, image], query[:, :, image].transpose(1, 2), adapter.subjects, bound, attend)
-
-
-def _bind(attention: Callable, key_scale: Any) -> Any:
-    return lambda query, tokens, attend: attention(query, tokens, key_scale, attend)
+            hidden, image_query = attn[:, image], query[:, :, image].transpose(1, 2)
+            attention, key_scale = adapter.attention[block], adapter.key_scales[block]
+            add_subjects(hidden, image_query, adapter.subjects, attention, key_scale, attend)
 
 
 def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:

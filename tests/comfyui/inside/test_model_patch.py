@@ -21,8 +21,7 @@ from instantcharacter.comfyui.hosting import HostedAdapter
 from instantcharacter.comfyui.internals import query_norms
 from instantcharacter.comfyui.model_patch import KEY, apply
 from instantcharacter.comfyui.sampling_state import AdapterState, SamplingState, StepState
-from instantcharacter.flux.attn_processor import LearningAttention
-from instantcharacter.model.attention import Subject
+from instantcharacter.model.conditioning import Subject
 
 EXPECTED = recorded.expected()
 
@@ -61,10 +60,10 @@ def test_flux_equals_the_recorded_vectors(model, patch, adapter, scale):
     options = patch().model_options["transformer_options"]
     if scale is not None:
         scales = [norm.weight.detach() for norm in query_norms(flux)]
-        attention = [LearningAttention(*pair) for pair in zip(adapter.adapter.attention, scales, strict=True)]
+        unfolded = adapter.adapter.attention
+        key_scales = [block.key_scale(scale) for block, scale in zip(unfolded, scales, strict=True)]
         tokens = inputs("character_tokens", (2, 16, 64), recorded.SEED)
-        unfolded = [lambda query, tokens, _, attend, block=block: block(query, tokens, attend) for block in attention]
-        state = AdapterState([Subject(tokens, torch.tensor(scale))], unfolded, [None] * 4)
+        state = AdapterState([Subject(tokens, torch.tensor(scale))], unfolded, key_scales)
         options[KEY] = StepState(adapters=[state], image_tokens=24, double_blocks=2)
     with torch.no_grad():
         out = flux(

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 VAE_TILE = 512
 """Side of the tiles that the VAE decodes under a plan that has it decode in tiles, in pixels."""
-VAE_SETTINGS = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_size")
 
 
 def components_of(
@@ -62,7 +61,7 @@ class DiffusersControls:
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self._reference = weakref.ref(pipeline)
-        self._vae_before: dict[str, Any] = {}
+        self._decoding: PiecewiseDecoding | None = None
 
     @property
     def _pipeline(self) -> Any:
@@ -75,19 +74,45 @@ class DiffusersControls:
             pipeline.enable_model_cpu_offload(device=device)
         elif plan.strategy == "sequential" and device.type != "cpu":  # accelerate cannot offload from the CPU
             pipeline.enable_sequential_cpu_offload(device=device)
-        vae = pipeline.vae
-        self._vae_before = {name: getattr(vae, name) for name in VAE_SETTINGS if hasattr(vae, name)}
-        if plan.strategy != "none":
-            vae.enable_slicing()
-        if plan.tiled:
-            vae.enable_tiling()
-            vae.tile_sample_min_size = VAE_TILE
-            vae.tile_latent_min_size = VAE_TILE // pipeline.vae_scale_factor
+        self._decoding = PiecewiseDecoding(pipeline.vae, pipeline.vae_scale_factor)
+        self._decoding.apply(sliced=plan.strategy != "none", tiled=plan.tiled)
 
     def undo(self) -> None:
         """Remove diffusers' offloading, and have the VAE decode as before."""
-        pipeline = self._pipeline
-        pipeline.remove_all_hooks()
-        for name, value in self._vae_before.items():
-            setattr(pipeline.vae, name, value)
-        self._vae_before = {}
+        self._pipeline.remove_all_hooks()
+        if self._decoding:
+            self._decoding.undo()
+            self._decoding = None
+
+
+class PiecewiseDecoding:
+    """Has a VAE decode one picture at a time, or one tile, until :meth:`undo`.
+
+    Args:
+        vae: of diffusers.
+        scale_factor: pixels of a picture to one of its latents.
+    """
+
+    def __init__(self, vae: Any, scale_factor: int) -> None:
+        self._vae = vae
+        self._tile = {"tile_sample_min_size": VAE_TILE, "tile_latent_min_size": VAE_TILE // scale_factor}
+        self._before = {name: getattr(vae, name) for name in self._tile if hasattr(vae, name)}
+        self._sliced, self._tiled = getattr(vae, "use_slicing", False), getattr(vae, "use_tiling", False)
+
+    def apply(self, sliced: bool, tiled: bool) -> None:
+        """Decode sliced and tiled, where that is asked for or was so before."""
+        if sliced:
+            self._vae.enable_slicing()
+        if tiled:
+            self._vae.enable_tiling()
+            for name in self._before:
+                setattr(self._vae, name, self._tile[name])
+
+    def undo(self) -> None:
+        """Decode as before."""
+        if not self._sliced:
+            self._vae.disable_slicing()
+        if not self._tiled:
+            self._vae.disable_tiling()
+        for name, value in self._before.items():
+            setattr(self._vae, name, value)

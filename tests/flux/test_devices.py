@@ -1,4 +1,4 @@
-"""What is on which device, on a machine without a GPU: see :mod:`pretended_cuda`."""
+"""Where tensors are, on a machine without a GPU: see :mod:`pretended_cuda`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import nn
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterImg2ImgPipeline
 from instantcharacter.character.tokens import TokenCache
-from instantcharacter.offload.host_weights import pin
 from instantcharacter.offload.planning import STRATEGIES, MemoryPlan
 from instantcharacter.offload.streaming import on_device
 
@@ -50,7 +49,7 @@ def on_card(features: CharacterFeatures) -> CharacterFeatures:
 # The card itself
 
 
-def test_what_is_on_two_devices_does_not_mix(card):
+def test_tensors_of_two_devices_do_not_mix(card):
     a, b = torch.ones(3, device="cuda"), torch.ones(3)
     for mixed in (lambda: a + b, lambda: torch.cat([a, b]), lambda: nn.Linear(3, 1).to("cuda")(b)):
         with pytest.raises(RuntimeError, match="same device"):
@@ -76,7 +75,7 @@ def test_memory_runs_out(card):
         torch.ones(1000, device="cuda")
 
 
-# Placement in all the ways that hosts make
+# Parts on different devices
 
 
 @pytest.mark.parametrize("on_gpu", ["fusion", "resampler", "one weight", "everything", "nothing"])
@@ -109,7 +108,7 @@ def test_a_character_is_made_where_the_fusion_is(card):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_character_of_any_dtype_and_device_is_drawn_in_any_other(whole, card, dtype):
+def test_a_character_of_any_dtype_and_device_is_generated_on_any_other(whole, card, dtype):
     character = whole.create_character(recorded.PICTURE)
     whole.enable_character_offload("auto", device="cuda")
     picture = generate(whole, subject_image=character)
@@ -118,19 +117,19 @@ def test_a_character_of_any_dtype_and_device_is_drawn_in_any_other(whole, card, 
         assert (generate(whole, subject_image=moved) - picture).abs().max() < 0.1
 
 
-def test_encoder_and_adapter_at_home_and_flux_on_the_card(whole, expected, card):
+def test_encoder_and_adapter_in_host_memory_and_flux_on_the_card(whole, expected, card):
     whole.to("cuda")
     assert torch.equal(generate(whole).cpu(), expected)
     assert devices(whole.character_adapter) == devices(whole.character_encoder) == {CPU}
 
 
-def test_encoder_and_adapter_on_the_card_and_flux_at_home(whole, expected, card):
+def test_encoder_and_adapter_on_the_card_and_flux_in_host_memory(whole, expected, card):
     whole.character_encoder.to("cuda")
     whole.character_adapter.to("cuda")
     assert torch.equal(generate(whole).cpu(), expected)
 
 
-def test_all_of_it_on_the_card(whole, expected, card):
+def test_everything_on_the_card(whole, expected, card):
     for part in (whole, whole.character_encoder, whole.character_adapter):
         part.to("cuda")
     assert torch.equal(generate(whole).cpu(), expected)
@@ -151,7 +150,7 @@ def test_several_characters_masks_and_pictures(whole, card):
     assert picture.shape[0] == 2
 
 
-def test_what_is_lent_is_home_again(card):
+def test_a_module_returns_to_host_memory_and_leaves_none_on_the_card(card):
     module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     home = [p.data_ptr() for p in module.parameters()]
     with on_device(module, torch.device("cuda")) as there:
@@ -174,7 +173,7 @@ def test_saved_on_the_card_and_loaded_from_the_disk(whole, card, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_draws_on_the_card(whole, expected, card, strategy):
+def test_every_strategy_generates_on_the_card(whole, expected, card, strategy):
     whole.enable_character_offload(strategy, device="cuda")
     for _ in range(2):
         picture = generate(whole)
@@ -211,7 +210,7 @@ def test_out_of_memory_while_weights_are_placed_goes_on_with_a_smaller_plan(whol
     assert torch.equal(generate(whole).cpu(), expected)
 
 
-def test_no_room_for_any_plan_leaves_a_pipeline_that_draws_once_there_is(whole, expected, card, monkeypatch):
+def test_no_room_for_any_plan_leaves_a_pipeline_that_works_once_there_is_room(whole, expected, card, monkeypatch):
     card.capacity = 1000
     monkeypatch.setattr(MemoryPlan, "smaller", lambda self: None)
     with pytest.raises(torch.OutOfMemoryError, match="Draw smaller or fewer"):
@@ -224,7 +223,7 @@ def test_no_room_for_any_plan_leaves_a_pipeline_that_draws_once_there_is(whole, 
     assert torch.equal(generate(whole).cpu(), expected)
 
 
-def test_no_room_in_the_middle_of_a_picture_leaves_a_pipeline_that_draws_once_there_is(whole, expected, card):
+def test_no_room_in_the_middle_of_a_run_leaves_a_pipeline_that_works_once_there_is_room(whole, expected, card):
     whole.enable_character_offload("none", device="cuda")
 
     def fill(pipeline, step, *_):
@@ -245,15 +244,7 @@ def test_memory_that_cannot_be_pinned_leaves_no_error_for_the_next_kernel(whole,
     assert torch.equal(generate(whole).cpu(), expected)
 
 
-def test_memory_is_unpinned_when_it_goes(card):
-    memory = torch.empty(1000, dtype=torch.uint8)
-    pin(memory)
-    assert card.registered
-    del memory
-    assert not card.registered
-
-
-def test_an_adapter_is_folded_where_it_is_told_to(card):
+def test_an_adapter_is_folded_on_the_given_device(card):
     pipeline = tiny.tiny_pipeline()
     adapter = pipeline.character_adapter
     card.peak = 0
@@ -264,7 +255,7 @@ def test_an_adapter_is_folded_where_it_is_told_to(card):
     assert devices(pipeline.transformer) == {CPU}
 
 
-# Pipelines that share
+# Pipelines that share their state
 
 
 def shared_with(pipeline) -> InstantCharacterImg2ImgPipeline:
@@ -279,7 +270,7 @@ def generate_from_picture(pipeline) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("strategy", ["stream", "model", "none"])
-def test_sharing_goes_on_when_the_first_pipeline_is_gone(whole, card, strategy):
+def test_sharing_goes_on_when_the_first_pipeline_is_deleted(whole, card, strategy):
     whole.enable_character_offload(strategy, device="cuda")
     other = shared_with(whole)
     before = generate_from_picture(other)
@@ -290,7 +281,7 @@ def test_sharing_goes_on_when_the_first_pipeline_is_gone(whole, card, strategy):
     assert torch.equal(generate_from_picture(other), before)
 
 
-def test_a_plan_of_either_is_one_of_both(whole, expected, card):
+def test_two_pipelines_share_one_offloader(whole, expected, card):
     other = shared_with(whole)
     whole.enable_character_offload("stream", device="cuda")
     first = generate_from_picture(other)
@@ -303,7 +294,7 @@ def test_a_plan_of_either_is_one_of_both(whole, expected, card):
     assert torch.equal(generate_from_picture(other), first)
 
 
-def test_a_refused_adapter_leaves_the_one_before(whole, expected, card):
+def test_a_refused_adapter_leaves_the_one_before_in_place(whole, expected, card):
     whole.enable_character_offload("stream", device="cuda")
     adapter = whole.character_adapter
     with pytest.raises(ValueError, match="width is 128, the adapter is made for 256"):

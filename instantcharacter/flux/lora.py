@@ -234,11 +234,10 @@ def _matrices(
         released = SWAPPED if _flat(PREFIX.sub("", layer)) == _flat(SWAPPED) else layer
         for name, rows in zip(names, split_rows(released, up, _sizes(model, names)[1:]), strict=True):
             scale = _scale(settings, name, len(down)) if alpha is None else alpha.item() / len(down)
-            half = (
-                2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
-            )  # half of the scale is in each matrix, so that both stay in range
-            yield (name, "A"), down.to(dtype) * (scale / half)
-            yield (name, "B"), rows.to(dtype) * half
+            # each matrix takes about the root of the scale, so that both stay in range
+            root = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
+            yield (name, "A"), down.to(dtype) * (scale / root)
+            yield (name, "B"), rows.to(dtype) * root
 
 
 def _sizes(model: nn.Module, names: tuple[str, ...]) -> list[Any]:

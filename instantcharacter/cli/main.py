@@ -391,7 +391,7 @@ def _device(options: argparse.Namespace) -> torch.device:
     """The device that was named, or else the one there is."""
     import torch
 
-    from ..offload.offloader import default_device
+    from ..offload.devices import default_device
 
     return torch.device(options.device or default_device())
 

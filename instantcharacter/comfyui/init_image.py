@@ -14,8 +14,8 @@ LATENT_CHANNELS = 16
 """Channels of FLUX's latents."""
 VAE_SCALE = 8
 """Pixels along the side of a latent."""
-SIZE_STEP = 16
-"""FLUX's pictures are multiples of this many pixels wide and high."""
+TOKEN_SIZE = 16
+"""Pixels along the side of an image token. Width and height of a picture are multiples of it."""
 
 
 class Prompt(NamedTuple):
@@ -50,7 +50,7 @@ class InitImage(NamedTuple):
         else:
             assert self.image is not None
             _, height, width, _ = self.image.shape
-        return max(width // SIZE_STEP, 1) * SIZE_STEP, max(height // SIZE_STEP, 1) * SIZE_STEP
+        return max(width // TOKEN_SIZE, 1) * TOKEN_SIZE, max(height // TOKEN_SIZE, 1) * TOKEN_SIZE
 
     @property
     def batch_size(self) -> int:

@@ -12,7 +12,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from .init_image import LATENT_CHANNELS
+from ..flux.latents import unpack
+from .init_image import LATENT_CHANNELS, TOKEN_SIZE
 
 
 def progress() -> Callable[[int, int], None]:
@@ -51,7 +52,7 @@ class StepCallback:
 
     def __init__(self, width: int, height: int, steps: int) -> None:
         self.samples = torch.empty(0)
-        self._size = (height, width)
+        self._tokens = (height // TOKEN_SIZE, width // TOKEN_SIZE)
         self._steps = steps
         self._bar = comfy.utils.ProgressBar(steps)
         self._format = comfy.latent_formats.Flux()
@@ -64,7 +65,7 @@ class StepCallback:
         self._bar.update_absolute(step + 1, self._steps, self._preview(pipeline, latents))
         self._previous = latents
         if step + 1 >= pipeline.num_timesteps:
-            self.samples = self._format.process_out(self._unpack(pipeline, latents))
+            self.samples = self._format.process_out(unpack(latents, *self._tokens))
         return {}
 
     def _preview(self, pipeline: Any, latents: Tensor) -> Any:
@@ -76,9 +77,5 @@ class StepCallback:
             return None
         sigmas, index = pipeline.scheduler.sigmas, pipeline.scheduler.step_index
         velocity = (latents - self._previous) / (sigmas[index] - sigmas[index - 1])
-        denoised = self._unpack(pipeline, latents - sigmas[index] * velocity)
+        denoised = unpack(latents - sigmas[index] * velocity, *self._tokens)
         return self._previewer.decode_latent_to_preview_image("JPEG", denoised.float())
-
-    def _unpack(self, pipeline: Any, latents: Tensor) -> Tensor:
-        """FLUX's image tokens, [B, S, 64], as latents, [B, 16, h, w]."""
-        return pipeline._unpack_latents(latents, *self._size, pipeline.vae_scale_factor)  # flux.latents.unpack

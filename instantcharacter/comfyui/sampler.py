@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..flux.attn_processor import compute_dtype
 from ..flux.pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
-from ..offload.planning import GIB, Strategy
+from ..offload import GIB, Offloader, Strategy
 from .hosting import HostedAdapter, HostedCharacter, load, to_patcher
 from .init_image import Conditioning, InitImage, Prompt
 from .internals import free_memory_for_models, unload
@@ -124,20 +124,17 @@ class HostedPipeline:
             self.pipeline.disable_character_offload()  # the plan below replaces it
             self.pipeline.set_character_adapter(adapter.adapter, self._device)
             self.pipeline.adapter_host = self._adapter = adapter
-        if self._offloader is None:  # after the adapter: setting one under offload would pin the weights twice
+        if self.pipeline.offloader is None:  # after the adapter: setting one under offload would pin the weights twice
             self._plan_memory()
-        self._update_resident()
-        plan = self._offloader.plan
+        offloader = self.pipeline.offloader
+        assert offloader is not None
+        self._update_resident(offloader)
+        plan = offloader.plan
         activation_bytes = plan.predicted_peak - plan.resident
         if self.resident:
             load(self.resident, activation_bytes)
         else:
             management.free_memory(activation_bytes, self._device)
-
-    @property
-    def _offloader(self) -> Any:
-        offload = self.pipeline._offload  # pipeline.offloader
-        return offload and offload.arrangement
 
     def _plan_memory(self) -> None:
         """Unload all of ComfyUI's models, and plan for the memory that is then free."""
@@ -149,15 +146,14 @@ class HostedPipeline:
         if self._compiled:
             self.pipeline.enable_character_compile()
 
-    def _update_resident(self) -> None:
+    def _update_resident(self, offloader: Offloader) -> None:
         """Make ``resident`` agree with the plan, which changes for larger pictures and when memory runs out."""
-        offloader = self._offloader
-        resident_plan = offloader, offloader.plan.staying, offloader.plan.streamed
+        resident_plan = offloader, offloader.plan.resident_components, offloader.plan.streamed
         if resident_plan == self._resident_plan:
             return
         if self.resident:
             unload(self.resident)
-        modules = offloader.staying()
+        modules = offloader.resident_modules()
         self.resident = to_patcher(FluxWeights(modules)) if modules else None
         self._resident_plan = resident_plan
 

@@ -12,7 +12,7 @@ from ..loading import load_adapter, load_encoder, load_flux_pipeline, lora_file
 from .types import CATEGORY, NONE, Adapter, Encoder, FluxPipe
 
 if TYPE_CHECKING:
-    from ...offload.planning import Strategy
+    from ...offload import Strategy
 
 IN_FOLDER = "from the FLUX folder"
 """The choice that takes a text encoder or the VAE from FLUX's diffusers folder."""

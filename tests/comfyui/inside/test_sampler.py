@@ -47,7 +47,7 @@ def generate(hosted, character=None, steps=4, **settings):
 
 def offloader(hosted: HostedPipeline):
     """The library's offloader of the pipeline."""
-    return hosted.pipeline._offload.arrangement  # pipeline.offloader
+    return hosted.pipeline.offloader
 
 
 def on_device(module: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""InstantCharacter for ComfyUI: the entry point. Nothing here is loaded before ComfyUI asks for the nodes."""
+"""InstantCharacter for ComfyUI: the entry point. It imports the nodes when ComfyUI asks for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WEB_DIRECTORY = "web"
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """Called by ComfyUI once, when it loads the pack."""
+    """ComfyUI calls it once, when it loads the pack."""
     from .instantcharacter.comfyui.folders import register
     from .nodes import InstantCharacterExtension
 

@@ -26,5 +26,5 @@ DEPRECATED_NODES: list[type[io.ComfyNode]] = [LoadModel, LoadModelFromLocal, Gen
 
 class InstantCharacterExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Called by ComfyUI once, when it loads the pack."""
+        """ComfyUI calls it once, when it loads the pack."""
         return [*NODES, *DEPRECATED_NODES]

@@ -1,1 +1,1 @@
-"""ComfyUI's side: the only place that imports it."""
+"""ComfyUI's side. Only this folder, and the root's ``nodes.py``, import ComfyUI."""

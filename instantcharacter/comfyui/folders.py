@@ -1,4 +1,4 @@
-"""ComfyUI's model folders: which of InstantCharacter's files are in them, and how the others get there."""
+"""The model files in ComfyUI's folders: lists for the nodes, paths of choices, downloads of missing files."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ..files.folders import TOKENIZERS, match, save_folder
 from ..files.reading import read_json
 
 DOWNLOAD = "download"
-"""The choice in a list that fetches the usual file, unless it is there."""
+"""The choice of a list that uses the usual file, and downloads it if it is missing."""
 OWN_FOLDERS = ("ipadapter", "clipvision", "characters")
-"""Folders of this pack, beside those that ComfyUI has."""
+"""Model folders that this pack adds to ComfyUI's."""
 SUFFIXES = {
     "flux": (".safetensors", ".sft", ".gguf"),
     "adapter": (".bin", ".safetensors"),
 }
-"""The endings that a list shows, where they are not ``.safetensors`` alone."""
+"""The file name endings in a list, if they are not ``.safetensors`` alone."""
 PARTS = {"flux": "transformer", "clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
-"""Where a diffusers folder of FLUX has what are files of their own otherwise."""
+"""The subfolder of each model in a diffusers folder of FLUX."""
 NAME_BYTES, PATH_BYTES = 255, 1000
-"""The longest that may be typed, so that every system takes it with the folder before it."""
+"""Limits of a typed name and path, in bytes: with its folder, every system accepts it."""
 CHARACTER_BYTES = 200
-"""The longest name of a character: its ending, and that of a file half written, come after it."""
+"""Limit of a character's name in bytes: the file name adds ``.safetensors`` and the ending of a partial file."""
 
 
 def register() -> None:
-    """Make the pack's folders known to ComfyUI, beside what ``extra_model_paths.yaml`` says of them."""
+    """Add the pack's model folders to ComfyUI's, next to those in ``extra_model_paths.yaml``."""
     for name in OWN_FOLDERS:
         paths, endings = folder_paths.folder_names_and_paths.get(name, ([], set()))
         own = os.path.join(folder_paths.models_dir, name)  # noqa: PTH118 - ComfyUI's paths are strings
@@ -40,9 +40,9 @@ def register() -> None:
 
 
 def choices(name: str) -> list[str]:
-    """What a list offers for one of :data:`~instantcharacter.files.catalog.FILES`, the node's default first.
+    """The choices of a list for one of :data:`~instantcharacter.files.catalog.FILES`, the node's default first.
 
-    That is the usual file where it is there, and :data:`DOWNLOAD` where it is not: never another model's file.
+    The default is the usual file, or :data:`DOWNLOAD` if it is missing; it is never another model's file.
     """
     options = [*_listed(name), DOWNLOAD]
     default = _usual(name) or DOWNLOAD
@@ -50,18 +50,18 @@ def choices(name: str) -> list[str]:
 
 
 def locate(name: str, choice: str, progress: Callable[[int, int], None] | None = None, token: str = "") -> Path:
-    """The path of what was chosen for one of :data:`~instantcharacter.files.catalog.FILES`.
+    """The path of a choice for one of :data:`~instantcharacter.files.catalog.FILES`.
 
     Args:
-        name: which.
-        choice: from :func:`choices`, or :data:`~instantcharacter.files.catalog.TOY`. :data:`DOWNLOAD` takes the usual
-            file, and fetches it if it is nowhere.
+        name: the key of the file in ``FILES``.
+        choice: from :func:`choices`, or :data:`~instantcharacter.files.catalog.TOY`. :data:`DOWNLOAD` uses the usual
+            file, and downloads it if no folder has it.
         progress: see :func:`~instantcharacter.files.catalog.fetch`.
         token: see there.
 
     Raises:
-        FileNotFoundError: what was chosen is gone.
-        OSError: it could not be fetched.
+        FileNotFoundError: the file was removed after it was listed.
+        OSError: the download failed.
     """
     if choice == TOY:
         return toy(name)
@@ -83,18 +83,18 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
 def locate_flux(
     chosen: Mapping[str, str], progress: Callable[[int, int], None] | None = None, token: str = ""
 ) -> dict[str, Path | None]:
-    """The paths of FLUX's parts, as :func:`locate` has them; none for a part that comes with a diffusers folder.
+    """The paths of FLUX, its text encoders and its VAE, see :func:`locate`; None for those in FLUX's folder.
 
-    :data:`DOWNLOAD` takes FLUX.1-dev's folder, and the parts in it, rather than fetch a file.
+    If a file is missing, :data:`DOWNLOAD` uses a diffusers folder of FLUX.1-dev before it downloads.
 
     Args:
-        chosen: for ``flux``, ``clip_l``, ``t5`` and ``vae``, from :func:`choices`.
+        chosen: choices for ``flux``, ``clip_l``, ``t5`` and ``vae``, from :func:`choices`.
         progress: see :func:`~instantcharacter.files.catalog.fetch`.
         token: see there.
     """
-    wanted = [name for name, choice in chosen.items() if choice == DOWNLOAD]
+    downloads = [name for name, choice in chosen.items() if choice == DOWNLOAD]
     flux, folder = chosen["flux"], match(FILES["flux"], _flux_folders())
-    if flux == DOWNLOAD and folder and any(_usual(name) is None for name in wanted):
+    if flux == DOWNLOAD and folder and any(_usual(name) is None for name in downloads):
         flux = folder
     path = locate("flux", flux, progress, token)
     paths: dict[str, Path | None] = {"flux": path}
@@ -105,34 +105,34 @@ def locate_flux(
     return paths
 
 
-def inside_models(given: str) -> Path:
-    """A path that was typed, looked up inside ComfyUI's model folders.
+def inside_models(typed: str) -> Path:
+    """A typed path to a file or folder inside ComfyUI's model folders.
 
-    It may begin where ComfyUI was started, as the earlier pack had it, in ComfyUI's folder, or in a model folder.
+    It may be relative to the working directory (as in the earlier pack), to ComfyUI's folder, or to a model folder.
 
     Raises:
-        ValueError: one that leads outside of the model folders, or that no file can have.
-        FileNotFoundError: there is nothing there.
+        ValueError: the path leads outside of the model folders, or cannot be a file's.
+        FileNotFoundError: no such file or folder exists.
     """
-    _check_typed(given)
+    _check_typed(typed)
     roots = [folder_paths.models_dir, *(p for paths, _ in folder_paths.folder_names_and_paths.values() for p in paths)]
     roots = [Path(os.path.normpath(root)) for root in roots if Path(root).name != "custom_nodes"]
     starts = (Path.cwd(), roots[0].parent, *roots)
-    candidates = [Path(os.path.normpath(start / given.strip().replace("\\", "/"))) for start in starts]
+    candidates = [Path(os.path.normpath(start / typed.strip().replace("\\", "/"))) for start in starts]
     inside = [path for path in candidates if path not in roots and any(map(path.is_relative_to, roots))]
     if not inside:
-        raise ValueError(f"{given!r} is not inside ComfyUI's model folders: put the files there, or link them")
+        raise ValueError(f"{typed!r} is not inside ComfyUI's model folders: put the files there, or link them")
     for path in inside:
         if path.exists():
             return path
-    raise FileNotFoundError(f"{given!r} is not in ComfyUI's model folders; looked for {inside[0]} and elsewhere")
+    raise FileNotFoundError(f"{typed!r} is not in ComfyUI's model folders; looked for {inside[0]} and elsewhere")
 
 
 def character_file(name: str) -> Path:
-    """Where a character of this name is saved: in ``models/characters``, which is made if need be.
+    """The path to save a character of this name to, in ``models/characters``.
 
     Raises:
-        ValueError: no name, one that leads out of that folder, or one that no file can have.
+        ValueError: the name is empty, leads out of that folder, or cannot be a file's.
     """
     _check_typed(name, CHARACTER_BYTES)
     folder = Path(os.path.normpath(folder_paths.get_folder_paths("characters")[0]))
@@ -143,7 +143,7 @@ def character_file(name: str) -> Path:
 
 
 def tokenizers() -> tuple[Path, Path]:
-    """The folders with CLIP's and T5's vocabularies, which come with ComfyUI."""
+    """The folders of CLIP's and T5's tokenizers, which are part of ComfyUI."""
     import comfy
 
     clip, t5 = (Path(next(iter(comfy.__path__))).parent / folder for folder in TOKENIZERS)
@@ -151,14 +151,14 @@ def tokenizers() -> tuple[Path, Path]:
 
 
 def listed(folder: str) -> list[str]:
-    """The files in one of ComfyUI's folders, for a list to choose from."""
+    """The names of the files in one of ComfyUI's folders, for a list."""
     return _utf8(folder_paths.get_filename_list(folder))
 
 
 def _check_typed(path: str, name_bytes: int = NAME_BYTES) -> None:
-    """Raise ``ValueError`` for what no file can be called, or no message can show.
+    """Raise ``ValueError`` for a path that is too long, has a null byte or is not UTF-8.
 
-    ComfyUI logs every error in UTF-8; a message that cannot be encoded ends the thread that runs its prompts.
+    ComfyUI logs every error in UTF-8. A message that cannot be encoded ends the thread that runs its prompts.
     """
     encoded = path.encode("utf-8", "replace")
     longest = max(len(name) for name in encoded.replace(b"\\", b"/").split(b"/"))
@@ -169,7 +169,7 @@ def _check_typed(path: str, name_bytes: int = NAME_BYTES) -> None:
 
 
 def _utf8(names: Iterable[str]) -> list[str]:
-    """The names that UTF-8 has; those of files in another encoding are left out."""
+    """The names that are UTF-8; file systems may have others."""
     return [name for name in names if name.encode("utf-8", "ignore").decode() == name]
 
 
@@ -179,23 +179,23 @@ def _save_folder(file: ModelFile) -> Path:
 
 
 def _usual(name: str) -> str | None:
-    """The file among those listed that is the usual one, by any of its names."""
+    """The listed file, or FLUX folder, that is the usual one by any of its names; None if it is missing."""
     usual = match(FILES[name], (choice for choice in _listed(name) if choice.endswith(_suffixes(name))))
     return usual or (match(FILES[name], _flux_folders()) if name == "flux" else None)
 
 
 def _flux_folders() -> list[str]:
-    """The diffusers folders in the list of FLUX's files that have all their weights."""
+    """The listed diffusers folders of FLUX that are complete."""
     folders = [(choice, _path("flux", choice)) for choice in _listed("flux") if not choice.endswith(_suffixes("flux"))]
     return [choice for choice, path in folders if path and all(_has_weights(path / part) for part in PARTS.values())]
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a part of a diffusers folder is there, in one file or in every piece that its index names."""
+    """Whether a model of a diffusers folder is complete: one file, or all shards of its index."""
     try:
         indexes = [read_json(path) for path in folder.glob("*.safetensors.index.json")]
         pieces = {folder / piece for index in indexes for piece in index["weight_map"].values()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no index that can be read
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # an unreadable index
         return False
     if pieces:
         return all(piece.exists() for piece in pieces)
@@ -203,13 +203,13 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _path(name: str, choice: str) -> Path | None:
-    """Where a file that is listed is."""
+    """The path of a listed file; None if it was removed."""
     directories = (directory for folder in _searched(name) for directory in folder_paths.get_folder_paths(folder))
     return next((path for path in (Path(directory, choice) for directory in directories) if path.exists()), None)
 
 
 def _suffixes(name: str) -> tuple[str, ...]:
-    """What a file that is listed ends in."""
+    """The endings of the listed files."""
     return SUFFIXES.get(name, (".safetensors",))
 
 
@@ -218,7 +218,7 @@ def _searched(name: str) -> tuple[str, ...]:
 
 
 def _listed(name: str) -> list[str]:
-    """The files that may be what is looked for, and for FLUX the diffusers folders, by their names in their folders."""
+    """The files with the right endings, and for FLUX the diffusers folders, relative to their model folders."""
     found: dict[str, None] = {}
     for folder in _searched(name):
         for directory in folder_paths.get_folder_paths(folder):
@@ -233,14 +233,14 @@ def _listed(name: str) -> list[str]:
 
 
 def _files(directory: str) -> list[str]:
-    """The files in a directory and below it, walked again only where a folder in it has changed since."""
+    """The files in a directory and its subfolders, read again only if one of the folders has changed."""
     files, folders = _walked.get(directory, ([], {}))
     if not folders or any(
-        not Path(path).is_dir() or Path(path).stat().st_mtime != then for path, then in folders.items()
+        not Path(path).is_dir() or Path(path).stat().st_mtime != mtime for path, mtime in folders.items()
     ):
         files, folders = _walked[directory] = folder_paths.recursive_search(directory, [".git", ".cache"])
     return files
 
 
 _walked: dict[str, tuple[list[str], dict[str, float]]] = {}
-"""By directory: the files in it, and when each folder in it was last changed."""
+"""By directory: its files, and the modification time of each of its folders."""

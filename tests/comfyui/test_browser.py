@@ -100,7 +100,7 @@ def test_native_workflow_is_queued_and_shows_its_picture(page, tmp_path):
 def test_help_page_is_shown(page):
     page.open(browser.read(comfyui.PACK / "workflows/native.json"))
     page.show_help("InstantCharacterApply")
-    assert "Puts a character on a FLUX.1 MODEL" in page.page.inner_text("body")
+    assert "Adds a character to a FLUX.1 MODEL" in page.page.inner_text("body")
     page.page.wait_for_function(HELP_PICTURE, timeout=10_000)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from instantcharacter.offload import STRATEGIES
+
 PACK = Path(__file__).parents[2]
 IDS = [
     "InstantCharacterFluxLoader",
@@ -95,7 +97,7 @@ def widgets(node: dict) -> list[str]:
     return names
 
 
-def test_every_node_is_there(nodes):
+def test_comfyui_gets_every_node(nodes):
     assert sorted(nodes) == sorted(IDS + EARLIER)
 
 
@@ -109,7 +111,7 @@ def test_own_folders_are_known(pack):
 
 
 @pytest.mark.parametrize("name", IDS + EARLIER)
-def test_every_node_and_input_and_output_is_explained(nodes, name):
+def test_every_node_input_and_output_has_a_description(nodes, name):
     node = nodes[name]
     assert node["description"]
     assert node["category"].startswith("InstantCharacter")
@@ -122,6 +124,10 @@ def test_every_node_and_input_and_output_is_explained(nodes, name):
 def test_nodes_of_the_earlier_pack_are_deprecated(nodes, name):
     assert nodes[name]["deprecated"]
     assert not any(nodes[other]["deprecated"] for other in IDS)
+
+
+def test_offload_choices_are_the_librarys_strategies(nodes):
+    assert inputs(nodes["InstantCharacterFluxLoader"])["offload"][1]["options"] == list(STRATEGIES)
 
 
 def test_inputs_of_the_earlier_pack_are_in_their_order(nodes):
@@ -236,16 +242,16 @@ def test_lists_show_new_files_and_walk_only_what_has_changed(tmp_path):
     code = """
 from pathlib import Path
 walks, walk = [], folder_paths.recursive_search
-folder_paths.recursive_search = lambda *given: walks.append(given[0]) or walk(*given)
+folder_paths.recursive_search = lambda *args: walks.append(args[0]) or walk(*args)
 result = []
-def look():
+def list_files():
     walks.clear()
     listed = comfy_folders.choices("adapter")
     result.append([sorted(path.replace("\\\\", "/") for path in listed), len(walks)])
-look(); result.clear(); look()
-Path(sys.argv[2], "ipadapter/mine/b.bin").touch(); look(); look()
-Path(sys.argv[2], "ipadapter/yours").mkdir(); look()
-Path(sys.argv[2], "ipadapter/yours/c.bin").touch(); look()
+list_files(); result.clear(); list_files()
+Path(sys.argv[2], "ipadapter/mine/b.bin").touch(); list_files(); list_files()
+Path(sys.argv[2], "ipadapter/yours").mkdir(); list_files()
+Path(sys.argv[2], "ipadapter/yours/c.bin").touch(); list_files()
 """
     one, two, three = ["download", "mine/a.bin"], ["download", "mine/a.bin", "mine/b.bin"], ["yours/c.bin"]
     assert inside(tmp_path, code) == [[one, 0], [two, 1], [two, 0], [two, 1], [[*two, *three], 1]]
@@ -278,7 +284,7 @@ SINGLE = {
 }
 
 
-def keep_flux_folder(folder: Path, lacking: str = "") -> None:
+def make_flux_folder(folder: Path, lacking: str = "") -> None:
     """A FLUX.1-dev in diffusers' layout, without its weights' contents, and without one of its files."""
     pieces = [
         "diffusion_pytorch_model-00001-of-00002.safetensors",
@@ -295,16 +301,16 @@ def keep_flux_folder(folder: Path, lacking: str = "") -> None:
         (folder / lacking).unlink()
 
 
-def keep_snapshots(models: Path) -> None:
+def make_snapshots(models: Path) -> None:
     for name in ("siglip", "dinov2"):
         blob = models / SNAPSHOTS[name] / "../../blobs/5fe7"
         touch(blob)
         (models / SNAPSHOTS[name] / "model.safetensors").symlink_to("../../blobs/5fe7")
-    keep_flux_folder(models / SNAPSHOTS["flux"])
+    make_flux_folder(models / SNAPSHOTS["flux"])
 
 
-def test_what_the_earlier_pack_fetched_is_not_fetched_again(tmp_path):
-    keep_snapshots(tmp_path)
+def test_files_of_the_earlier_pack_are_not_downloaded_again(tmp_path):
+    make_snapshots(tmp_path)
     located = inside(tmp_path, LOCATED)
     assert located["fetched"] == []
     encoders = {name: f"{SNAPSHOTS[name]}/model.safetensors" for name in ("siglip", "dinov2")}
@@ -316,8 +322,8 @@ def test_what_the_earlier_pack_fetched_is_not_fetched_again(tmp_path):
         assert located["paths"][setting].endswith(first)
 
 
-def test_single_files_come_before_a_folder_of_flux_if_all_are_there(tmp_path):
-    keep_snapshots(tmp_path)
+def test_single_files_come_before_a_folder_of_flux_if_all_exist(tmp_path):
+    make_snapshots(tmp_path)
     for path in SINGLE.values():
         touch(tmp_path / path)
     located = inside(tmp_path, LOCATED)
@@ -334,8 +340,8 @@ def test_single_files_come_before_a_folder_of_flux_if_all_are_there(tmp_path):
     "lacking",
     ["transformer/diffusion_pytorch_model-00002-of-00002.safetensors", "text_encoder_2/model.safetensors"],
 )
-def test_half_a_folder_of_flux_is_not_taken_for_it(tmp_path, lacking):
-    keep_flux_folder(tmp_path / SNAPSHOTS["flux"], lacking)
+def test_an_incomplete_folder_of_flux_is_not_used(tmp_path, lacking):
+    make_flux_folder(tmp_path / SNAPSHOTS["flux"], lacking)
     assert inside(tmp_path, LOCATED)["fetched"][:2] == ["FLUX.1-dev", "CLIP-L"]
     touch(tmp_path / "diffusers/FLUX.1-dev/transformer/diffusion_pytorch_model.safetensors.index.json")  # empty
     touch(tmp_path / "diffusers/FLUX.1-dev/model_index.json")
@@ -379,7 +385,7 @@ except (ValueError, FileNotFoundError) as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_lists_leave_out_names_that_no_log_can_show(tmp_path):
+def test_lists_leave_out_names_that_are_not_utf8(tmp_path):
     for folder in ("loras", "characters", "unet", "ipadapter"):
         (tmp_path / folder).mkdir()
         for name in (b"fox.safetensors", b"f\xf6x.safetensors"):  # Latin-1
@@ -406,7 +412,7 @@ NAMED = {
 }  # fmt: skip
 
 
-def test_every_workflow_is_there_as_a_graph_and_for_the_queue():
+def test_every_workflow_is_a_graph_and_a_queue_workflow():
     assert {path.stem for path in GRAPHS} == {path.stem for path in API} == NAMED
 
 
@@ -416,10 +422,10 @@ def test_queue_workflow_fits_the_schemas(nodes, path):
     for node in prompt.values():
         if node["class_type"] not in nodes:
             continue
-        known, given = inputs(nodes[node["class_type"]]), node["inputs"]
+        known, queued = inputs(nodes[node["class_type"]]), node["inputs"]
         required = nodes[node["class_type"]]["input"].get("required", {})
-        assert set(required) <= set(given) <= set(known), node
-        for name, value in given.items():
+        assert set(required) <= set(queued) <= set(known), node
+        for name, value in queued.items():
             if isinstance(value, list) and prompt[value[0]]["class_type"] in nodes:
                 assert nodes[prompt[value[0]]["class_type"]]["output"][value[1]] == known[name][0]
             elif not isinstance(value, list):
@@ -434,21 +440,21 @@ def assert_in_range(value: object, kind: str, settings: dict) -> None:
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
-def test_graph_says_what_its_queue_workflow_says(nodes, path):
+def test_graph_equals_its_queue_workflow(nodes, path):
     graph = json.loads(path.read_text(encoding="utf-8"))
     prompt = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
     links = {link[0]: link for link in graph["links"]}
     assert {str(node["id"]) for node in graph["nodes"]} == set(prompt)
     for node in graph["nodes"]:
-        told = prompt[str(node["id"])]
-        assert node["type"] == told["class_type"]
+        queued = prompt[str(node["id"])]
+        assert node["type"] == queued["class_type"]
         linked = {i["name"]: links[i["link"]] for i in node.get("inputs", []) if i.get("link") is not None}
-        expected = {name: value for name, value in told["inputs"].items() if isinstance(value, list)}
+        expected = {name: value for name, value in queued["inputs"].items() if isinstance(value, list)}
         assert {name: [str(link[1]), link[2]] for name, link in linked.items()} == expected
         if node["type"] in nodes:
             values = dict(zip(widgets(nodes[node["type"]]), node.get("widgets_values") or [], strict=True))
             values.pop("control_after_generate", None)
-            assert values == {name: value for name, value in told["inputs"].items() if name not in expected}
+            assert values == {name: value for name, value in queued["inputs"].items() if name not in expected}
 
 
 @pytest.mark.parametrize("path", [*GRAPHS, *API], ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -490,9 +496,9 @@ def described(nodes: dict) -> dict:
     }
 
 
-def test_english_is_what_the_nodes_say(nodes):
-    kept = json.loads((PACK / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
-    assert kept == described(nodes)
+def test_english_equals_the_schemas(nodes):
+    saved = json.loads((PACK / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    assert saved == described(nodes)
 
 
 def paths(content: dict, *above: str) -> set[tuple[str, ...]]:
@@ -503,8 +509,8 @@ def paths(content: dict, *above: str) -> set[tuple[str, ...]]:
     return set().union(*below)
 
 
-def test_chinese_says_everything_that_english_says(nodes):
-    kept = json.loads((PACK / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
-    assert paths(kept) == paths(described(nodes))
-    for node in kept.values():
+def test_chinese_translates_every_text(nodes):
+    saved = json.loads((PACK / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
+    assert paths(saved) == paths(described(nodes))
+    for node in saved.values():
         assert any("\u4e00" <= letter <= "\u9fff" for letter in node["description"])

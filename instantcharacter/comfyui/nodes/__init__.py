@@ -1,1 +1,1 @@
-"""The nodes: for each its schema, and a few lines that hand over to the library."""
+"""The nodes. Each has its schema and a few lines that call the library, imported when the node runs."""

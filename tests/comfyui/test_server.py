@@ -67,7 +67,7 @@ def shown(outputs: dict) -> list[dict]:
     return [picture for node in outputs.values() for picture in node.get("images", []) if picture["type"] == "output"]
 
 
-def drawn(server: Server, prompt: dict, seconds: float = 240) -> Image.Image:
+def generated(server: Server, prompt: dict, seconds: float = 240) -> Image.Image:
     """The picture that a prompt saves, fetched."""
     (picture,) = shown(server.run(prompt, seconds))
     return Image.open(io.BytesIO(server.picture(picture))).convert("RGB")
@@ -99,14 +99,14 @@ def moved_away(server: Server, *names: str) -> Iterator[None]:
     "name", ["self_contained", "native", "two_characters", "earlier_pack", "earlier_pack_local", "toy"]
 )
 def test_workflow_runs(server, name):
-    picture = drawn(server, workflow(name))
+    picture = generated(server, workflow(name))
     assert picture.size == (256, 256)
     assert len(picture.getcolors(2**16)) > 100
 
 
-def test_the_toy_lora_changes_what_the_toy_flux_draws(server):
+def test_the_toy_lora_changes_the_picture(server):
     styled = workflow("toy", InstantCharacterFluxLoader__lora="toy")
-    assert drawn(server, styled).tobytes() != drawn(server, workflow("toy")).tobytes()
+    assert generated(server, styled).tobytes() != generated(server, workflow("toy")).tobytes()
 
 
 def alive(server: Server, name: str) -> int:
@@ -114,7 +114,7 @@ def alive(server: Server, name: str) -> int:
     return server.run({"1": {"class_type": "TestAlive", "inputs": {"name": name}}})["1"]["alive"][0]
 
 
-def test_another_lora_strength_loads_nothing_again_and_memory_is_let_go(server):
+def test_another_lora_strength_loads_nothing_and_memory_is_freed(server):
     def styled(strength: float) -> dict:
         return workflow(
             "toy", InstantCharacterFluxLoader__lora="toy", InstantCharacterFluxLoader__lora_strength=strength
@@ -123,10 +123,10 @@ def test_another_lora_strength_loads_nothing_again_and_memory_is_let_go(server):
     def loaded() -> int:
         return server.log.read_text().count("InstantCharacter's memory plan is")
 
-    weak, times = drawn(server, styled(0.2)), loaded()
-    strong = drawn(server, styled(1.2))
+    weak, times = generated(server, styled(0.2)), loaded()
+    strong = generated(server, styled(1.2))
     assert strong.tobytes() != weak.tobytes()
-    assert drawn(server, styled(0.2)).tobytes() == weak.tobytes()
+    assert generated(server, styled(0.2)).tobytes() == weak.tobytes()
     both = styled(0.2) | {f"2{key}": node for key, node in styled(1.2).items() if "FluxLoader" in node["class_type"]}
     (loader,) = (key for key in both if key.startswith("2") and "FluxLoader" in both[key]["class_type"])
     sampler, saver = (f"2{key}" for key in ("8", "9"))
@@ -143,9 +143,9 @@ def test_another_lora_strength_loads_nothing_again_and_memory_is_let_go(server):
 
 
 @pytest.mark.skipif(comfyui.gguf_pack() is None, reason="no ComfyUI-GGUF in that ComfyUI")
-def test_gguf_and_lora_workflow_runs_and_draws_the_character(server):
-    whole = drawn(server, workflow("native_gguf_lora"))
-    without = drawn(server, workflow("native_gguf_lora", InstantCharacterApply__scale=0.0))
+def test_gguf_and_lora_workflow_runs_with_the_character(server):
+    whole = generated(server, workflow("native_gguf_lora"))
+    without = generated(server, workflow("native_gguf_lora", InstantCharacterApply__scale=0.0))
     assert whole.size == (256, 256)
     assert whole.tobytes() != without.tobytes()
 
@@ -158,16 +158,16 @@ def test_background_removal_workflow_runs(server):
     maker = comfyui.PACK / "tests/comfyui/inside/make_birefnet.py"
     file = server.folder / "models/background_removal/birefnet.safetensors"
     subprocess.run([comfyui.comfyui_python(found), maker, found, file], check=True, capture_output=True)
-    assert drawn(server, workflow("background_removal"), seconds=900).size == (256, 256)
+    assert generated(server, workflow("background_removal"), seconds=900).size == (256, 256)
 
 
-def test_character_is_saved_and_drawn_again(server):
+def test_saved_character_generates_the_same_picture(server):
     kept = server.run(workflow("save_character", InstantCharacterSaveCharacter__name="friends/fox"))
     thumbnail = Image.open(io.BytesIO(server.picture(kept["8"]["images"][0])))
     assert thumbnail.size == (256, 256)
     assert (server.folder / "models/characters/friends/fox.safetensors").is_file()
     again = workflow("load_character", InstantCharacterLoadCharacter__name="friends/fox.safetensors")
-    assert drawn(server, again).tobytes() == drawn(server, workflow("native")).tobytes()
+    assert generated(server, again).tobytes() == generated(server, workflow("native")).tobytes()
 
 
 def test_saving_another_character_under_a_name_needs_overwrite(server):
@@ -190,9 +190,9 @@ def save_input(server: Server, name: str, picture: Image.Image) -> str:
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """A photograph's likes, 320×200: a red character left of the middle of a ground of many colours."""
-    ground = Image.linear_gradient("L").resize((320, 200))
-    picture = Image.merge("RGB", (ground, ground.transpose(Image.Transpose.ROTATE_180), ground.rotate(90)))
+    """A photograph's likes, 320×200: a red character left of the middle of a background of many colours."""
+    background = Image.linear_gradient("L").resize((320, 200))
+    picture = Image.merge("RGB", (background, background.transpose(Image.Transpose.ROTATE_180), background.rotate(90)))
     picture.paste((200, 30, 30), (60, 60, 130, 180))
     picture.paste((120, 10, 60), (80, 60, 110, 90))
     return picture
@@ -257,7 +257,7 @@ def test_mask_of_another_size_is_stretched_over_the_picture(server, photo):
 def test_workflow_runs_with_a_photograph(server, photo):
     save_input(server, "photo.jpg", photo)
     for name in ("native", "self_contained", "two_characters"):
-        assert drawn(server, workflow(name, LoadImage__image="photo.jpg")).size == (256, 256)
+        assert generated(server, workflow(name, LoadImage__image="photo.jpg")).size == (256, 256)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_workflow_runs_with_a_photograph(server, photo):
         ("earlier_pack", "InstantCharacterGenerate", "subject_image"),
     ],
 )
-def test_no_picture_is_read_that_is_named_in_place_of_a_link(server, name, node, setting, literal):
+def test_a_path_in_place_of_a_link_is_not_read(server, name, node, setting, literal):
     secret = server.folder / "secret.png"
     Image.new("RGB", (64, 64), (12, 34, 56)).save(secret)
     literal = json.loads(json.dumps(literal).replace("PATH", str(secret)))
@@ -285,63 +285,63 @@ def test_no_picture_is_read_that_is_named_in_place_of_a_link(server, name, node,
     except Failed as refused:  # ComfyUI's own validation
         assert "secret" not in str(refused) or "bad_linked_input" in str(refused) or "invalid" in str(refused).lower()
         return
-    told = error(history)
-    assert told["node_type"] == node
-    assert f"{setting} is a" in told["exception_message"]
+    failure = error(history)
+    assert failure["node_type"] == node
+    assert f"{setting} is a" in failure["exception_message"]
 
 
-# Drawing
+# Generating
 
 
 def test_scale_zero_is_plain_flux_bit_for_bit(server):
     plain = workflow("native", InstantCharacterApply__scale=0.0)
     sampler, apply = (only(plain, name) for name in ("KSampler", "InstantCharacterApply"))
-    zero = drawn(server, plain)
+    zero = generated(server, plain)
     sampler["inputs"]["model"] = apply["inputs"]["model"]
-    assert drawn(server, plain).tobytes() == zero.tobytes()
-    assert drawn(server, workflow("native")).tobytes() != zero.tobytes()
+    assert generated(server, plain).tobytes() == zero.tobytes()
+    assert generated(server, workflow("native")).tobytes() != zero.tobytes()
 
 
 def test_self_contained_sampler_without_a_character_is_plain_flux(server):
     without = workflow("self_contained")
     del without["8"]["inputs"]["character"]
-    zero = drawn(server, workflow("self_contained", InstantCharacterSampler__scale=0.0))
-    assert drawn(server, without).tobytes() == zero.tobytes()
-    assert drawn(server, workflow("self_contained")).tobytes() != zero.tobytes()
+    zero = generated(server, workflow("self_contained", InstantCharacterSampler__scale=0.0))
+    assert generated(server, without).tobytes() == zero.tobytes()
+    assert generated(server, workflow("self_contained")).tobytes() != zero.tobytes()
 
 
-def test_sampler_takes_conditioning_in_place_of_words(server):
+def test_sampler_takes_conditioning_instead_of_text(server):
     prompt = workflow(
         "self_contained", InstantCharacterFluxLoader__clip_l="none", InstantCharacterFluxLoader__t5="none"
     )
     prompt["20"] = {"class_type": "TestTextEncode", "inputs": {"text": "a fox"}}
     prompt["8"]["inputs"]["positive"] = ["20", 0]
-    one = drawn(server, prompt)
+    one = generated(server, prompt)
     prompt["20"]["inputs"]["text"] = "an owl"
-    assert drawn(server, prompt).tobytes() != one.tobytes()
+    assert generated(server, prompt).tobytes() != one.tobytes()
 
 
-def test_words_without_text_encoders_are_an_error(server):
+def test_text_without_text_encoders_is_an_error(server):
     with pytest.raises(Failed, match="has no text encoders: load them, or connect a CONDITIONING"):
         server.run(workflow("self_contained", InstantCharacterFluxLoader__t5="none"))
 
 
-@pytest.mark.parametrize("begin", ["image", "latent"])
-def test_sampler_begins_with_a_picture(server, begin):
+@pytest.mark.parametrize("init", ["image", "latent"])
+def test_sampler_starts_from_an_image_or_latent(server, init):
     prompt = workflow("self_contained", InstantCharacterSampler__denoise=0.4)
     prompt["20"] = {
         "class_type": "EmptyImage",
         "inputs": {"width": 272, "height": 256, "batch_size": 1, "color": 0xFF0000},
     }
     prompt["8"]["inputs"]["image"] = ["20", 0]
-    if begin == "latent":
+    if init == "latent":
         del prompt["8"]["inputs"]["image"]
         prompt["21"] = {"class_type": "EmptySD3LatentImage", "inputs": {"width": 272, "height": 256, "batch_size": 1}}
         prompt["8"]["inputs"]["latent"] = ["21", 0]
-    some = drawn(server, prompt)
+    some = generated(server, prompt)
     assert some.size == (272, 256)
     prompt["8"]["inputs"]["denoise"] = 1.0
-    assert drawn(server, prompt).tobytes() != some.tobytes()
+    assert generated(server, prompt).tobytes() != some.tobytes()
 
 
 def test_samplers_latent_is_the_picture(server):
@@ -360,11 +360,11 @@ def test_samplers_latent_is_the_picture(server):
         assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
 
 
-def test_progress_and_previews_are_told(server):
+def test_progress_and_previews_are_sent(server):
     prompt = workflow("self_contained", InstantCharacterSampler__seed=77, InstantCharacterSampler__steps=4)
     with server.listening() as listener:
         prompt_id = server.queue(prompt)
-        told, previews = [], 0
+        reported, previews = [], 0
         while True:
             message = listener.recv()
             if isinstance(message, bytes):
@@ -372,11 +372,11 @@ def test_progress_and_previews_are_told(server):
                 continue
             message = json.loads(message)
             if message["type"] == "progress" and message["data"]["node"] == "8":
-                told.append((message["data"]["value"], message["data"]["max"]))
+                reported.append((message["data"]["value"], message["data"]["max"]))
             if message["type"] == "execution_success" and message["data"]["prompt_id"] == prompt_id:
                 break
-    assert told[-1] == (4, 4)
-    assert {value for value, _ in told} >= {1, 2, 3, 4}
+    assert reported[-1] == (4, 4)
+    assert {value for value, _ in reported} >= {1, 2, 3, 4}
     assert previews >= 3
 
 
@@ -385,7 +385,7 @@ def test_progress_and_previews_are_told(server):
 
 @pytest.mark.parametrize(("name", "node"), [("self_contained", "InstantCharacterSampler"), ("native", "KSampler")])
 def test_cancel_stops_within_a_step_and_the_next_prompt_runs(server, name, node):
-    before = drawn(server, workflow(name))
+    before = generated(server, workflow(name))
     long = workflow(name, **{f"{node}__steps": 200, f"{node}__seed": 5})
     key = next(key for key, content in long.items() if content["class_type"] == node)
     after_cancel = 0
@@ -407,7 +407,7 @@ def test_cancel_stops_within_a_step_and_the_next_prompt_runs(server, name, node)
     assert message["type"] == "execution_interrupted"
     assert server.wait(prompt_id)["status"]["completed"] is False
     assert after_cancel <= 30  # a step of the tiny model takes less time than the message
-    assert drawn(server, workflow(name, SaveImage__filename_prefix=f"after {name}")).tobytes() == before.tobytes()
+    assert generated(server, workflow(name, SaveImage__filename_prefix=f"after {name}")).tobytes() == before.tobytes()
 
 
 # Errors
@@ -448,13 +448,13 @@ def test_wrong_file_gives_the_nodes_error(server, name, node, setting, source, m
     folder = {"adapter": "ipadapter", "dinov2": "clipvision", "flux": "unet", "vae": "vae"}[setting]
     wrong = break_file(server, f"{folder}/wrong-{setting}{Path(source).suffix}", content)
     history = server.wait(server.queue(workflow(name, **{f"{node}__{setting}": wrong})))
-    told = error(history)
-    assert told["node_type"] == node
-    assert message in told["exception_message"]
-    assert wrong in told["exception_message"]
+    failure = error(history)
+    assert failure["node_type"] == node
+    assert message in failure["exception_message"]
+    assert wrong in failure["exception_message"]
 
 
-def test_file_that_is_gone_is_refused_with_the_list(server):
+def test_removed_file_is_refused_with_the_list(server):
     with pytest.raises(Failed, match="value_not_in_list"):
         server.queue(workflow("native", InstantCharacterAdapterLoader__adapter="gone.bin"))
 
@@ -471,9 +471,9 @@ def test_model_that_is_not_flux_gives_applys_error(server):
     apply = only(prompt, "InstantCharacterApply")
     prompt["40"] = {"class_type": "TestOtherModel", "inputs": {}}
     apply["inputs"]["model"] = ["40", 0]
-    told = error(server.wait(server.queue(prompt)))
-    assert told["node_type"] == "InstantCharacterApply"
-    assert "InstantCharacter needs FLUX.1" in told["exception_message"]
+    failure = error(server.wait(server.queue(prompt)))
+    assert failure["node_type"] == "InstantCharacterApply"
+    assert "InstantCharacter needs FLUX.1" in failure["exception_message"]
 
 
 @pytest.mark.parametrize("path", ["/etc", "../../etc", "..", "C:\\Windows", ""])
@@ -501,13 +501,13 @@ def test_earlier_packs_workflow_runs_with_its_own_paths(server):
         path.parent.mkdir(exist_ok=True)
         path.symlink_to(server.folder / "models" / there)
     paths = {f"InstantCharacterLoadModelFromLocal__{name}": path for name, (path, _) in TYPED.items()}
-    before = drawn(server, workflow("earlier_pack_local"))
-    assert drawn(server, workflow("earlier_pack_local", **paths)).tobytes() == before.tobytes()
+    before = generated(server, workflow("earlier_pack_local"))
+    assert generated(server, workflow("earlier_pack_local", **paths)).tobytes() == before.tobytes()
     with_windows = {name: path.replace("/", "\\") for name, path in paths.items()}
-    assert drawn(server, workflow("earlier_pack_local", **with_windows)).tobytes() == before.tobytes()
+    assert generated(server, workflow("earlier_pack_local", **with_windows)).tobytes() == before.tobytes()
 
 
-def test_earlier_packs_flux_is_used_with_its_text_encoders(server):
+def test_flux_folder_of_the_earlier_pack_is_used_with_its_text_encoders(server):
     """What its Load Model node fetched has no single files; the server is offline."""
     models = server.folder / "models"
     snapshot = models / "diffusers/models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff"
@@ -515,14 +515,14 @@ def test_earlier_packs_flux_is_used_with_its_text_encoders(server):
     (models / "diffusers/FLUX.1-dev").rename(snapshot)
     try:
         with moved_away(server, "unet", "text_encoders", "vae"):
-            picture = drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=False))
+            picture = generated(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=False))
     finally:
         snapshot.rename(models / "diffusers/FLUX.1-dev")
-    assert picture.tobytes() == drawn(server, workflow("earlier_pack_local")).tobytes()
+    assert picture.tobytes() == generated(server, workflow("earlier_pack_local")).tobytes()
 
 
 def test_cpu_offload_of_the_earlier_pack_takes_the_plan_that_fits(server):
-    drawn(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=True))
+    generated(server, workflow("earlier_pack", InstantCharacterLoadModel__cpu_offload=True))
     plans = set(re.findall(r"memory plan is (\w+)", server.log.read_text()))
     assert plans == {"none"}  # all of a tiny model fits
 
@@ -539,14 +539,14 @@ IMPOSSIBLE = ["\ud800", "\udcff", "a\0b", "x" * 300, "a/" * 3000]
         ("save_character", "InstantCharacterSaveCharacter__name"),
     ],
 )
-def test_name_that_no_file_can_have_is_refused_and_the_next_prompt_runs(server, prompt, setting, name):
-    told = error(server.wait(server.queue(workflow(prompt, **{setting: name})), seconds=120))
-    assert told["exception_type"] == "ValueError"
-    assert "cannot be a file: expected UTF-8" in told["exception_message"]
-    assert len(told["exception_message"]) < 200
+def test_impossible_file_name_is_refused_and_the_next_prompt_runs(server, prompt, setting, name):
+    failure = error(server.wait(server.queue(workflow(prompt, **{setting: name})), seconds=120))
+    assert failure["exception_type"] == "ValueError"
+    assert "cannot be a file: expected UTF-8" in failure["exception_message"]
+    assert len(failure["exception_message"]) < 200
 
 
-def test_typed_token_is_warned_of_and_not_logged(server):
+def test_typed_token_gives_a_warning_and_is_not_logged(server):
     prompt = workflow("earlier_pack", InstantCharacterLoadModel__hf_token="hf_do_not_keep_me")
     outputs = server.run(prompt)
     assert "Workflow files and pictures keep what is typed" in outputs["1"]["text"][0]

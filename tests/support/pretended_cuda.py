@@ -396,7 +396,7 @@ def _set_data(card: PretendedCuda, tensor: Any, data: Any) -> None:
     RealTensor.data.__set__(tensor, data)
 
 
-def _told(card: PretendedCuda, tensor: Any) -> Any:
+def _tolist(card: PretendedCuda, tensor: Any) -> Any:
     if card.where(tensor) == CUDA:
         card.host.learn(card.stream.now())
     elif place := card.place(tensor):
@@ -428,7 +428,7 @@ _ASKED: dict[Any, Any] = {
     ),
     RealTensor.type_as: lambda card, x, other: _to(card, x, other),
     RealTensor.numpy: _numpy,
-    RealTensor.tolist: _told,
+    RealTensor.tolist: _tolist,
     RealTensor.pin_memory: _pin,
     RealTensor.is_pinned: lambda card, x, *_, **__: (p := card.place(x)) is not None and card.is_pinned(p, x),
     RealTensor.record_stream: _record,

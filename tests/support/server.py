@@ -27,9 +27,9 @@ TEST_NODES = Path(__file__).parent / "comfyui_test_nodes.py"
 
 
 def find_comfyui() -> Path | None:
-    given = os.environ.get("COMFYUI_PATH")
-    candidates = [*([Path(given)] if given else []), PACK.parent.parent, Path.home() / "comfy/ComfyUI"]
-    return next((path for path in candidates if (path / "comfy/ldm/flux/model.py").is_file()), None)
+    path = os.environ.get("COMFYUI_PATH")
+    candidates = [*([Path(path)] if path else []), PACK.parent.parent, Path.home() / "comfy/ComfyUI"]
+    return next((folder for folder in candidates if (folder / "comfy/ldm/flux/model.py").is_file()), None)
 
 
 def comfyui_python(comfyui: Path) -> Path:
@@ -45,13 +45,13 @@ def why_not(*modules: str) -> str | None:
     if not python.is_file():
         return f"no Python for ComfyUI at {python}: set COMFYUI_PYTHON"
     wanted = ("torchvision", "diffusers", *modules)
-    looks = f"import importlib.util as u; print([m for m in {wanted} if not u.find_spec(m)])"
-    missing = subprocess.run([python, "-c", looks], capture_output=True, text=True, check=True).stdout.strip()
+    probe = f"import importlib.util as u; print([m for m in {wanted} if not u.find_spec(m)])"
+    missing = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True).stdout.strip()
     return None if missing == "[]" else f"ComfyUI's Python lacks {missing}"
 
 
 class Failed(Exception):
-    """A prompt that ComfyUI refused or that ended in an error; what it said is the message."""
+    """A prompt that ComfyUI refused or that ended in an error, with ComfyUI's message."""
 
 
 class Server:

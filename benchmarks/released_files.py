@@ -24,15 +24,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent))  # the first, since the tests have a comfyui.py too
 
 import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from PIL import Image
 from safetensors.torch import save_file
-from support.server import released_flux
 from torch import Tensor
+
+from benchmarks.comfyui import released_flux
 
 PACK = Path(__file__).parent.parent
 State = dict[str, Tensor]

@@ -139,7 +139,7 @@ def train(options: argparse.Namespace) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """Draw a character with the toy models that come with the pack: four prompts, three strengths, a style LoRA."""
-    from ..files.reading import atomic_write
+    from ..files.atomic import atomic_write
     from .demo import draw_demo
 
     _check_output(options.output, ".png", options.reference)
@@ -229,7 +229,7 @@ def _write_picture(image: Image.Image, options: argparse.Namespace, seed: int) -
     """A PNG that says how it was made, without the paths of whoever made it."""
     from PIL.PngImagePlugin import PngInfo
 
-    from ..files.reading import atomic_write
+    from ..files.atomic import atomic_write
 
     width, height = options.size
     settings = {
@@ -350,7 +350,7 @@ def _load_characters(paths: list[Path]) -> list[Character]:
 
 def _check_output(path: Path, suffix: str, *inputs: str | Path) -> None:
     """Before the long work: refuse an output that cannot be written, or replaces an input or another kind of file."""
-    from ..files.reading import check_replaceable
+    from ..files.atomic import check_replaceable
     from ..model.character import is_character
 
     if path.suffix != suffix:

@@ -99,8 +99,7 @@ class HostedAdapter:
         self.adapter = adapter
         self.fingerprint = adapter.fingerprint()
         projector = adapter.projector
-        fusion = [module for name, module in projector.named_children() if name != "resampler"]
-        self.fusion = hosted(CharacterFusion(fusion))
+        self.fusion = hosted(CharacterFusion(projector.fusion_modules()))
         self.resampler = hosted(projector.resampler)
         self.tokens = TokenCache(projector)
         self._attention: dict[torch.dtype, Any] = {}

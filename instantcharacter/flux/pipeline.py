@@ -22,8 +22,8 @@ from ..character.encoders import CharacterEncoder
 from ..character.tokens import TokenCache
 from ..files.pictures import Picture, ResizeMode, open_mask, open_picture
 from ..model.adapter import CharacterAdapter
-from ..model.attention import Subject, mask_to_tokens
 from ..model.character import Character
+from ..model.conditioning import Subject, mask_to_tokens
 from ..offload.offloader import Offloader, default_device, free_memory, host_memory, measure, shares_memory
 from ..offload.planning import GIB, RESERVED_FOR_DESKTOP, MemoryPlan, Strategy, plan
 from ..offload.streaming import on_device

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.reading import atomic_write, check_replaceable, read_safetensors
+from ..files.atomic import atomic_write, check_replaceable
+from ..files.reading import read_safetensors
 
 EXPECTED = "a character file: what Character.save or `python -m instantcharacter encode` wrote"
 FORMAT = "instantcharacter.character"

@@ -1,75 +1,45 @@
-"""What ComfyUI does for InstantCharacter: it holds the weights, and is told how far the work has come."""
+"""The adapter and the encoders as ComfyUI's models: ComfyUI moves their weights to the GPU and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import comfy.model_management as management
 import comfy.model_patcher
-import comfy.ops
-import comfy.utils
 import torch
 from torch import Tensor, nn
 
 from ..character.tokens import TokenCache
 from ..model.adapter import CharacterAdapter
 from ..model.character import Character
-from ..model.config import AdapterConfig
 from ..model.folding import fold
-from ..model.projector import CharacterProjector
+from .internals import linear_layer, partial_patcher, unload
 
 
-def hosted(module: nn.Module, in_parts: bool = False) -> Any:
-    """A module as a ``ModelPatcher``: ComfyUI loads, counts and frees its weights.
+def to_patcher(module: nn.Module, partial: bool = False) -> Any:
+    """A ``ModelPatcher`` of a module: ComfyUI loads, counts and unloads its weights.
 
     Args:
-        module: on the CPU, or on the device already: its weights then leave when ComfyUI needs the room.
-        in_parts: for a module of ComfyUI's layers, which may come and go layer by layer. Any other comes and goes
-            whole, by ComfyUI's static patcher: the one for dynamic VRAM keeps no way back for it.
+        module: on the CPU or on ComfyUI's device. ComfyUI moves it to the CPU when it needs the memory.
+        partial: whether ComfyUI may load some of its layers and leave others on the CPU. They must be ComfyUI's
+            layers. Any other module is loaded whole, by ComfyUI's static patcher: the one for dynamic VRAM cannot
+            move such a module back.
     """
-    kind = comfy.model_patcher.CoreModelPatcher if in_parts else comfy.model_patcher.ModelPatcher
+    kind = partial_patcher() if partial else comfy.model_patcher.ModelPatcher
     return kind(module, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
 
 
-def load(patcher: Any, working: int = 0) -> Any:
-    """The module of a ``ModelPatcher``, on its device until ComfyUI needs the room, and bytes free to work in.
-
-    It is loaded whole: modules that are not made of ComfyUI's layers cannot be loaded in part.
-    """
-    management.load_models_gpu([patcher], memory_required=working, force_full_load=True)
-    patcher.partially_load(patcher.load_device, 1e32)  # under --novram ComfyUI loads a part, whatever is asked
+def load(patcher: Any, activation_bytes: int = 0) -> Any:
+    """Load the whole module of a ``ModelPatcher`` onto its device, and free memory for its activations: the module."""
+    management.load_models_gpu([patcher], memory_required=activation_bytes, force_full_load=True)
+    patcher.partially_load(patcher.load_device, 1e32)  # --novram ignores force_full_load
     return patcher.model
 
 
-def release(patcher: Any) -> None:
-    """Have ComfyUI take a ``ModelPatcher`` off its device now."""
-    others = [model for model in management.current_loaded_models if model.model is not patcher]
-    management.free_memory(1e30, patcher.load_device, keep_loaded=others)
-
-
-def progress() -> Callable[[int, int], None]:
-    """The running node's progress bar, told of how much is done and of how much there is; it cancels where users do."""
-    bar = comfy.utils.ProgressBar(1)
-
-    def tell(done: int, total: int) -> None:
-        management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, total)
-
-    return tell
-
-
-def say(node: Any, text: str) -> None:
-    """Show a text on the running node, of this class, if it runs in a page's graph."""
-    if node.hidden and node.hidden.unique_id:
-        from server import PromptServer
-
-        PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
-
-
 def weight_dtype() -> torch.dtype:
-    """The type for weights that run on ComfyUI's device: half precision where it has it."""
+    """The dtype for weights on ComfyUI's device: float32 on a CPU, bfloat16 or float16 on a GPU."""
     device = management.get_torch_device()
     if management.is_device_cpu(device):
         return torch.float32
@@ -77,21 +47,21 @@ def weight_dtype() -> torch.dtype:
 
 
 class CharacterFusion(nn.ModuleList):
-    """The projector's timestep-free half, under a name that says so in ComfyUI's log."""
+    """The projector without its resampler. ComfyUI logs the name of this class."""
 
 
 class CharacterBlocks(nn.ModuleList):
-    """Character attention of every FLUX block, as above."""
+    """Character attention of all FLUX blocks. ComfyUI logs the name of this class."""
 
 
 class HostedAdapter:
-    """An adapter in ComfyUI: a CHARACTER_ADAPTER.
+    """A CHARACTER_ADAPTER: an adapter whose weights ComfyUI manages, for the Sampler and for Apply alike.
 
     Attributes:
-        adapter: the weights as they came; the parts below share them.
+        adapter: the adapter. The patchers below share its weights.
         fingerprint: see :meth:`CharacterAdapter.fingerprint`.
-        fusion: ``ModelPatcher`` of the projector's timestep-free half.
-        resampler: ``ModelPatcher`` of its other half.
+        fusion: ``ModelPatcher`` of the projector's modules that run once a picture.
+        resampler: ``ModelPatcher`` of the projector's modules that run at each timestep.
         tokens: the tokens of each character's last schedule.
     """
 
@@ -99,43 +69,35 @@ class HostedAdapter:
         self.adapter = adapter
         self.fingerprint = adapter.fingerprint()
         projector = adapter.projector
-        self.fusion = hosted(CharacterFusion(projector.fusion_modules()))
-        self.resampler = hosted(projector.resampler)
+        self.fusion = to_patcher(CharacterFusion(projector.fusion_modules()))
+        self.resampler = to_patcher(projector.resampler)
         self.tokens = TokenCache(projector)
         self._attention: dict[torch.dtype, Any] = {}
 
-    @property
-    def config(self) -> AdapterConfig:
-        return self.adapter.config
-
-    @property
-    def projector(self) -> CharacterProjector:
-        return self.adapter.projector
-
     def attention(self, dtype: torch.dtype) -> Any:
-        """``ModelPatcher`` of the folded attention of every block, made once for a type of weights."""
+        """``ModelPatcher`` of the folded attention of all blocks, folded once for each dtype."""
         if dtype not in self._attention:
-            linear, device = comfy.ops.disable_weight_init.Linear, management.get_torch_device()
-            blocks = fold(self.adapter, torch.device("cpu"), dtype, linear, compute_on=device)
-            self._attention[dtype] = hosted(CharacterBlocks(blocks), in_parts=True)
+            device = management.get_torch_device()
+            blocks = fold(self.adapter, torch.device("cpu"), dtype, linear_layer(), compute_on=device)
+            self._attention[dtype] = to_patcher(CharacterBlocks(blocks), partial=True)
         return self._attention[dtype]
 
     @contextmanager
     def resampling(self) -> Iterator[None]:
-        """Within this block the resampler is on the device, and no longer."""
+        """Context manager: the resampler is loaded, and unloaded at the end."""
         load(self.resampler)
         try:
             yield
         finally:
-            release(self.resampler)
+            unload(self.resampler)
 
     def key_scales(self, query_scales: Tensor) -> list[Tensor]:
-        """The scale on each block's keys, [head_dim], for FLUX's query scales, [blocks, head_dim]."""
+        """The scale of each block's keys, [head_dim], for FLUX's query scales, [blocks, head_dim]."""
         return [attention.key_scale(scale) for attention, scale in zip(self.adapter.attention, query_scales)]
 
 
 class HostedCharacter(NamedTuple):
-    """A CHARACTER: who, and the adapter that made and draws it."""
+    """A CHARACTER: a character, and the adapter that made it."""
 
     character: Character
     adapter: HostedAdapter

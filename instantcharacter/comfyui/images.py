@@ -1,4 +1,7 @@
-"""What nodes take of IMAGE and MASK: tensors alone, whatever is typed in place of a link."""
+"""IMAGE and MASK, ComfyUI's pictures: checks of a node's inputs, and conversion from PIL.
+
+ComfyUI passes any JSON that a prompt has in place of a link, so that an input may be a number, a text or a dictionary.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from torch import Tensor
 
 
 def images(value: Any, name: str = "image") -> Tensor:
-    """An IMAGE, [B, H, W, C] in float32 from 0 to 1; what other nodes left outside of it is clipped.
+    """An input as IMAGE, [B, H, W, C] in float32; values outside of 0 to 1 are clipped.
 
     Args:
-        value: what the input was given.
-        name: the input's, for the error.
+        value: the input's value.
+        name: the input's name, for the error.
 
     Raises:
-        ValueError: not a tensor of this rank with 1, 3 or 4 channels, empty, or with NaN in it.
+        ValueError: not a tensor, not [B, H, W, C] with 1, 3 or 4 channels, empty, of integers, or with NaN.
     """
     pictures = _tensor(value, name, "an IMAGE, [pictures, height, width, channels]")
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3, 4) or not pictures.numel():
@@ -26,19 +29,19 @@ def images(value: Any, name: str = "image") -> Tensor:
 
 
 def masks(value: Any, name: str = "mask") -> Tensor:
-    """A MASK, [B, H, W] in float32 from 0 to 1; one alone, [H, W], and one with a channel, [B, 1, H, W], are taken.
+    """An input as MASK, [B, H, W] in float32; values outside of 0 to 1 are clipped.
 
-    Args, raises: as :func:`images`.
+    [H, W] and [B, 1, H, W] are converted. Arguments and errors are those of :func:`images`.
     """
-    found = _tensor(value, name, "a MASK, [masks, height, width]")
-    one_channel = found.ndim == 4 and found.shape[1] == 1
-    if not (found.ndim in (2, 3) or one_channel) or not found.numel():
-        raise ValueError(f"{name} is {list(found.shape)}; expected a MASK, [masks, height, width]")
-    return found.reshape(-1, *found.shape[-2:]).clamp(0, 1)
+    tensor = _tensor(value, name, "a MASK, [masks, height, width]")
+    one_channel = tensor.ndim == 4 and tensor.shape[1] == 1
+    if not (tensor.ndim in (2, 3) or one_channel) or not tensor.numel():
+        raise ValueError(f"{name} is {list(tensor.shape)}; expected a MASK, [masks, height, width]")
+    return tensor.reshape(-1, *tensor.shape[-2:]).clamp(0, 1)
 
 
-def to_image(picture: Any) -> torch.Tensor:
-    """A PIL picture as one of an IMAGE: [H, W, 3] in [0, 1]."""
+def to_image(picture: Any) -> Tensor:
+    """A PIL picture as one picture of an IMAGE, [H, W, 3] in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)
 
 
@@ -48,5 +51,5 @@ def _tensor(value: Any, name: str, expected: str) -> Tensor:
     if not (value.is_floating_point() or value.dtype == torch.bool):
         raise ValueError(f"{name} is of {value.dtype}; expected {expected} of floats from 0 to 1")
     if (value := value.float()).isnan().any():
-        raise ValueError(f"{name} has NaN in it: the node before it failed")
+        raise ValueError(f"{name} contains NaN: the node before it failed")
     return value

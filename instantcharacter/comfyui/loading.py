@@ -1,4 +1,4 @@
-"""Loads what the nodes pass on: the FLUX pipeline, the encoders, the adapter, a character."""
+"""Functions that several nodes share: they load models and encode pictures."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..files.catalog import TOY, toy
 from .folders import tokenizers
 
 if TYPE_CHECKING:
-    from ..character.image import ResizeMode
+    from ..files.pictures import ResizeMode
     from ..flux.pipeline import InstantCharacterPipeline
     from .hosting import HostedAdapter, HostedCharacter
 
 
 def lora_file(choice: str) -> Path:
-    """The path of what was chosen in a list of LoRAs."""
+    """The path of a LoRA in the list of Load FLUX."""
     return toy("lora") if choice == TOY else Path(folder_paths.get_full_path_or_raise("loras", choice))
 
 
 def load_flux_pipeline(
     paths: Mapping[str, Any], fp8: bool = False, lora: Path | None = None
 ) -> InstantCharacterPipeline:
-    """FLUX of these files, with its LoRA, on the CPU."""
+    """Load FLUX from its files, see :class:`FluxFiles`, with a LoRA, onto the CPU."""
     from ..flux.load import FluxFiles, load_flux
     from ..flux.lora import load_lora
     from .hosting import weight_dtype
@@ -40,15 +40,15 @@ def load_flux_pipeline(
 
 
 def load_encoder(siglip: Path, dinov2: Path) -> Any:
-    """The encoders of these files or folders, as a CHARACTER_ENCODER."""
+    """Load the encoders from their files or folders: a CHARACTER_ENCODER, which is a ``ModelPatcher``."""
     from .. import CharacterEncoder
-    from .hosting import hosted, weight_dtype
+    from .hosting import to_patcher, weight_dtype
 
-    return hosted(CharacterEncoder.from_pretrained(siglip, dinov2, dtype=weight_dtype()))
+    return to_patcher(CharacterEncoder.from_pretrained(siglip, dinov2, dtype=weight_dtype()))
 
 
 def load_adapter(path: Path) -> HostedAdapter:
-    """The adapter of this file, as a CHARACTER_ADAPTER."""
+    """Load the adapter from its file: a CHARACTER_ADAPTER."""
     from .. import CharacterAdapter
     from .hosting import HostedAdapter, weight_dtype
 
@@ -56,12 +56,19 @@ def load_adapter(path: Path) -> HostedAdapter:
 
 
 def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: ResizeMode = "pad") -> HostedCharacter:
-    """The character of one or several pictures of it, [B, H, W, C]."""
+    """Make a character from one or several pictures of it.
+
+    Args:
+        pictures: IMAGE, [B, H, W, C].
+        encoder: from :func:`load_encoder`.
+        adapter: from :func:`load_adapter`.
+        fit: how a picture becomes a square: ``"pad"`` with white, or ``"stretch"``.
+    """
     from .hosting import HostedCharacter, load
     from .images import images
 
     pictures = images(pictures)
-    look = load(encoder)
-    views = [look(picture, fit) for picture in pictures]
+    encode_picture = load(encoder)
+    features = [encode_picture(picture, fit) for picture in pictures]
     load(adapter.fusion)
-    return HostedCharacter(adapter.adapter.create_character(*views, picture=pictures[0]), adapter)
+    return HostedCharacter(adapter.adapter.create_character(*features, picture=pictures[0]), adapter)

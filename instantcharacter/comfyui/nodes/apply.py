@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from .types import CATEGORY, CharacterType
+from .types import CATEGORY, CharacterType, fraction_input, scale_input
 
 if TYPE_CHECKING:
     from ..hosting import HostedCharacter
@@ -20,46 +20,30 @@ class Apply(io.ComfyNode):
             node_id="InstantCharacterApply",
             display_name="InstantCharacter Apply",
             category=CATEGORY,
-            description="Puts a character on a FLUX.1 MODEL, for KSampler and everything else of ComfyUI. One after "
-            "another, several characters come into one picture, each where its mask is.",
+            description="Adds a character to a FLUX.1 MODEL, for KSampler and ComfyUI's other nodes. For several "
+            "characters in one picture, chain several of these nodes, each with a mask.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="FLUX.1 (dev, schnell, Krea, Kontext), bf16, fp8 or GGUF, LoRAs and all."
+                    "model", tooltip="FLUX.1 (dev, schnell, Krea, Kontext) in bf16, fp8 or GGUF, with or without LoRAs."
                 ),
                 CharacterType.Input("character", tooltip="From InstantCharacter Encode or Load Character."),
-                io.Float.Input(
+                scale_input(
                     "scale",
-                    default=0.9,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="How strongly the character is drawn: 0.9 to begin with; 0.6 to 0.8 leaves more to the "
-                    "prompt and to a style; 0 leaves the MODEL as it is.",
+                    "Strength of the character. Start with 0.9; 0.6 to 0.8 follows the prompt and a style LoRA more "
+                    "closely; 0 leaves the MODEL unchanged.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Part of the denoising before which the character is left out.",
+                fraction_input(
+                    "start_percent", 0.0, 0.001, "The character acts from this fraction of the denoising on."
                 ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Part of the denoising after which it is left out.",
-                ),
+                fraction_input("end_percent", 1.0, 0.001, "The character acts up to this fraction of the denoising."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where in the picture the character may be; stretched over the picture. One, or "
-                    "one for each picture of a batch.",
+                    tooltip="White where the character may be in the picture. Any size: it is stretched over the "
+                    "picture. One mask, or one for each picture of a batch.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="To KSampler, or to another Apply.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="For KSampler, or for another Apply.")],
         )
 
     @classmethod
@@ -72,11 +56,12 @@ class Apply(io.ComfyNode):
         end_percent: float,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        from ..conditioning import CharacterConditioning
         from ..images import masks
-        from ..model_patch import CharacterConditioning, apply
+        from ..model_patch import apply
 
-        who, adapter = character
-        where = None if mask is None else masks(mask)
-        return io.NodeOutput(
-            apply(model, CharacterConditioning(adapter, who, scale, start_percent, end_percent, where))
+        region = None if mask is None else masks(mask)
+        conditioning = CharacterConditioning(
+            character.adapter, character.character, scale, start_percent, end_percent, region
         )
+        return io.NodeOutput(apply(model, conditioning))

@@ -1,4 +1,4 @@
-"""The nodes that make a character of a picture, save it and load it."""
+"""The nodes that make a character from a picture, save it and load it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..folders import character_file, listed
-from ..images import to_image
+from ..images import images, masks, to_image
 from ..loading import encode
-from .types import CATEGORY, Adapter, CharacterType, Encoder
+from .types import CATEGORY, Adapter, CharacterType, Encoder, fraction_input
 
 if TYPE_CHECKING:
-    from ...character.image import Keep, ResizeMode
+    from ...character.image import Keep
+    from ...files.pictures import ResizeMode
+    from ...model.character import Character
     from ..hosting import HostedAdapter, HostedCharacter
 
 
@@ -26,40 +28,35 @@ class PrepareReference(io.ComfyNode):
             node_id="InstantCharacterPrepareReference",
             display_name="Prepare Character Reference",
             category=CATEGORY,
-            description="Cuts the character out, on white, in a square: what the encoders see best. The character "
-            "alone, large and whole, makes for the best likeness.",
+            description="Cuts the character out onto a white square, for the encoders. The likeness is best if the "
+            "reference shows the whole character, large and alone.",
             inputs=[
-                io.Image.Input("image", tooltip="The reference picture; of a batch, each."),
+                io.Image.Input("image", tooltip="The reference picture; in a batch, every picture."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the character is: from Load Image, painted over the character or of a transparent "
-                    "picture, or from a background removal node. Any size; one that masks nothing is no mask.",
+                    tooltip="Where the character is: the mask of Load Image (painted over the character, or of a "
+                    "transparent picture), or of a background removal node. Any size. An empty mask is ignored.",
                 ),
-                io.Float.Input(
-                    "margin",
-                    default=0.05,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="With a mask: white around the character, as a part of its longer side.",
+                fraction_input(
+                    "margin", 0.05, 0.01, "With a mask: white margin, as a fraction of the character's longer side."
                 ),
                 io.Combo.Input(
                     "fit",
                     options=["pad", "stretch"],
-                    tooltip="Without a mask: how the picture becomes a square. pad: on white. stretch: distorted, "
-                    "as the reference implementation does it.",
+                    tooltip="Without a mask: how the picture becomes a square. pad: with white borders. stretch: "
+                    "distorted, as in the reference implementation.",
                 ),
                 io.Combo.Input(
                     "keep",
                     options=["auto", "white", "black"],
                     optional=True,
                     tooltip="Which side of the mask is the character. auto: white, unless white is transparent or the "
-                    "ground around it. The node says what it kept.",
+                    "background around the character. The node shows which side it kept.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-            outputs=[io.Image.Output(display_name="reference", tooltip="Square, on white.")],
+            outputs=[io.Image.Output(display_name="reference", tooltip="The character on a white square.")],
         )
 
     @classmethod
@@ -67,19 +64,21 @@ class PrepareReference(io.ComfyNode):
         cls, image: torch.Tensor, margin: float, fit: ResizeMode, mask: torch.Tensor | None = None, keep: Keep = "auto"
     ) -> io.NodeOutput:
         from ...character.image import prepare_reference
-        from ..hosting import say
-        from ..images import images, masks
+        from ..progress import show_text
 
-        pictures, found = images(image), None if mask is None else masks(mask)
-        if found is not None and len(found) not in (1, len(pictures)):
-            raise ValueError(f"{len(found)} masks for {len(pictures)} pictures; give one for all, or one each")
-        alphas = [None] * len(pictures) if found is None else found.expand(len(pictures), -1, -1)
+        pictures = images(image)
+        alphas: Any = [None] * len(pictures)
+        if mask is not None:
+            mask = masks(mask)
+            if len(mask) not in (1, len(pictures)):
+                raise ValueError(f"{len(mask)} masks for {len(pictures)} pictures; expected one for all, or one each")
+            alphas = mask.expand(len(pictures), -1, -1)
         prepared = [prepare_reference(*pair, margin, fit, keep) for pair in zip(pictures, alphas)]
         side = max(square.width for square, _ in prepared)
         reference = torch.stack([to_image(square.resize((side, side))) for square, _ in prepared])
-        kept = "\n".join(dict.fromkeys(sentence for _, sentence in prepared))
-        say(cls, kept)
-        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (kept,)})
+        text = "\n".join(dict.fromkeys(description for _, description in prepared))
+        show_text(cls, text)
+        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (text,)})
 
 
 class Encode(io.ComfyNode):
@@ -89,17 +88,18 @@ class Encode(io.ComfyNode):
             node_id="InstantCharacterEncode",
             display_name="InstantCharacter Encode",
             category=CATEGORY,
-            description="Makes a character of its picture: once, then it can be drawn any number of times.",
+            description="Makes a character from a reference picture. It runs once for each reference; the character "
+            "can then be generated any number of times.",
             inputs=[
                 io.Image.Input(
                     "image",
-                    tooltip="The reference, best from Prepare Character Reference. A batch is several views of one "
-                    "character; the adapter was trained with one view.",
+                    tooltip="The reference, best from Prepare Character Reference. A batch is several pictures of one "
+                    "character; the adapter was trained with one.",
                 ),
                 Encoder.Input("encoder", tooltip="From Load Character Encoder."),
                 Adapter.Input("adapter", tooltip="From Load Character Adapter."),
             ],
-            outputs=[CharacterType.Output(display_name="character", tooltip="To Apply, Sampler or Save Character.")],
+            outputs=[CharacterType.Output(display_name="character", tooltip="For Apply, Sampler or Save Character.")],
         )
 
     @classmethod
@@ -114,13 +114,13 @@ class SaveCharacter(io.ComfyNode):
             node_id="InstantCharacterSaveCharacter",
             display_name="Save Character",
             category=CATEGORY,
-            description="Keeps a character in models/characters (8 MB): drawn again, it needs no encoders.",
+            description="Saves a character to models/characters (8 MB). Load Character needs no encoders.",
             is_output_node=True,
             inputs=[
                 CharacterType.Input("character", tooltip="From InstantCharacter Encode."),
-                io.String.Input("name", default="character", tooltip="Its file's name; folders are made as needed."),
+                io.String.Input("name", default="character", tooltip="File name; missing folders are created."),
                 io.Boolean.Input(
-                    "overwrite", default=False, tooltip="Whether another character of that name may be replaced."
+                    "overwrite", default=False, tooltip="Whether to replace another character with the same name."
                 ),
             ],
             outputs=[],
@@ -134,7 +134,7 @@ class SaveCharacter(io.ComfyNode):
         if path.is_file() and not overwrite and not Character.load(path).is_same(character.character):
             raise FileExistsError(f"there is another character in {path}: choose another name, or switch overwrite on")
         character.character.save(path)
-        return io.NodeOutput(ui=shown(character.character, cls))
+        return io.NodeOutput(ui=thumbnail_preview(character.character, cls))
 
 
 class LoadCharacter(io.ComfyNode):
@@ -144,20 +144,23 @@ class LoadCharacter(io.ComfyNode):
             node_id="InstantCharacterLoadCharacter",
             display_name="Load Character",
             category=CATEGORY,
-            description="A character that was saved, for the adapter that made it.",
+            description="Loads a saved character, for the adapter that made it.",
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=listed("characters"),
-                    tooltip="From models/characters; press R to see new ones.",
+                    tooltip="A file in models/characters. Press R to update the list.",
                 ),
-                Adapter.Input("adapter", tooltip="The adapter that made it: from Load Character Adapter."),
+                Adapter.Input(
+                    "adapter", tooltip="From Load Character Adapter: the adapter that the character was made with."
+                ),
             ],
-            outputs=[CharacterType.Output(display_name="character", tooltip="To Apply or Sampler.")],
+            outputs=[CharacterType.Output(display_name="character", tooltip="For Apply or Sampler.")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, name: str, **_: Any) -> float:
+        """ComfyUI runs the node again when the file changes."""
         return Path(folder_paths.get_full_path_or_raise("characters", name)).stat().st_mtime
 
     @classmethod
@@ -167,9 +170,9 @@ class LoadCharacter(io.ComfyNode):
 
         character = Character.load(folder_paths.get_full_path_or_raise("characters", name))
         character.check_made_by(adapter.fingerprint)
-        return io.NodeOutput(HostedCharacter(character, adapter), ui=shown(character, cls))
+        return io.NodeOutput(HostedCharacter(character, adapter), ui=thumbnail_preview(character, cls))
 
 
-def shown(character: Any, node: type) -> Any:
-    """The character's thumbnail, on its node."""
+def thumbnail_preview(character: Character, node: type) -> Any:
+    """The character's thumbnail as a preview on a node; None if it has no thumbnail."""
     return character.thumbnail and ui.PreviewImage(to_image(character.thumbnail)[None], cls=node)

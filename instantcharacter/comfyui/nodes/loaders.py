@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from ...offload.planning import Strategy
 
 IN_FOLDER = "from the FLUX folder"
+"""The choice that takes a text encoder or the VAE from FLUX's diffusers folder."""
 OFFLOAD = ["auto", "none", "model", "stream", "sequential"]
 
 
 class FluxLoader(io.ComfyNode):
     def __init__(self) -> None:
-        from ..sampler import last_pipeline
+        from ..pipeline_cache import shared_pipeline_cache
 
         super().__init__()
-        self.last = last_pipeline()
+        self.cache = shared_pipeline_cache()  # ComfyUI keeps the node, and the node keeps the cache
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,27 +32,28 @@ class FluxLoader(io.ComfyNode):
             node_id="InstantCharacterFluxLoader",
             display_name="Load FLUX (InstantCharacter)",
             category=CATEGORY,
-            description="FLUX.1 with its text encoders and VAE, for InstantCharacter Sampler. If you use ComfyUI's own "
-            "loaders and KSampler, you need InstantCharacter Apply instead of this.",
+            description="Loads FLUX.1 with its text encoders and VAE, for InstantCharacter Sampler. With ComfyUI's own "
+            "loaders and KSampler, use InstantCharacter Apply instead.",
             inputs=[
                 io.Combo.Input(
                     "flux",
                     options=[*choices("flux"), TOY],
                     tooltip="FLUX.1 from models/unet or models/diffusion_models: one file (bf16, fp16, plain fp8, "
-                    "GGUF), or a diffusers folder. “download” takes flux1-dev.safetensors, and fetches its 23.8 GB "
-                    "only if it is not there. “toy” is a small model that comes with the pack, with its own texts and "
-                    "VAE, for 256×256 pictures of cartoon characters: to try the nodes with.",
+                    "GGUF) or a diffusers folder. “download” uses flux1-dev.safetensors, and downloads it (23.8 GB) "
+                    "only if it is missing. “toy” is a small model inside the pack, with text encoders and VAE, for "
+                    "256×256 pictures of cartoon characters: for a first try of the nodes.",
                 ),
                 io.Combo.Input(
                     "clip_l",
                     options=[*choices("clip_l"), IN_FOLDER, NONE],
-                    tooltip="CLIP-L from models/text_encoders. “from the FLUX folder” if FLUX is a diffusers folder; "
-                    "“none” if prompts come as CONDITIONING.",
+                    tooltip="CLIP-L from models/text_encoders. “from the FLUX folder” for a diffusers folder; “none” "
+                    "if the Sampler gets its prompts as CONDITIONING.",
                 ),
                 io.Combo.Input(
                     "t5",
                     options=[*choices("t5"), IN_FOLDER, NONE],
-                    tooltip="T5-XXL from models/text_encoders: fp16, fp8 or scaled fp8; otherwise as clip_l.",
+                    tooltip="T5-XXL from models/text_encoders: fp16, fp8 or scaled fp8. The other choices are those "
+                    "of clip_l.",
                 ),
                 io.Combo.Input(
                     "vae",
@@ -61,22 +63,22 @@ class FluxLoader(io.ComfyNode):
                 io.Combo.Input(
                     "weight_dtype",
                     options=["default", "fp8_e4m3fn"],
-                    tooltip="default keeps FLUX in 16 bits (22 GB). fp8_e4m3fn keeps it in 8 bits (14 GB with what"
-                    " must stay in 16), a little slower and less exact. GGUF files stay as they are.",
+                    tooltip="default: 16 bits (22 GB). fp8_e4m3fn: 8 bits where possible (14 GB in all), a little "
+                    "slower and less exact. It has no effect on GGUF files.",
                 ),
                 io.Combo.Input(
                     "offload",
                     options=OFFLOAD,
-                    tooltip="What stays on the GPU. auto: as much as fits, the rest streams while FLUX computes. "
-                    "none: everything. model: one model at a time. stream: as little as streaming can, "
+                    tooltip="Which weights stay on the GPU. auto: as many as fit; the others stream in while FLUX "
+                    "computes. none: all of them. model: one model at a time. stream: as few as streaming allows, "
                     "about 3 GiB. sequential: one layer at a time, very slow.",
                 ),
                 io.Combo.Input(
                     "lora",
                     options=[NONE, *listed("loras"), TOY],
                     optional=True,
-                    tooltip="A style LoRA for FLUX.1; put its trigger words into the prompt. “toy” is pixel art, for "
-                    "the toy FLUX.",
+                    tooltip="A style LoRA for FLUX.1; put its trigger words into the prompt. “toy” is a pixel art "
+                    "style for the toy FLUX.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -85,7 +87,7 @@ class FluxLoader(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How strongly the LoRA is applied.",
+                    tooltip="Strength of the LoRA.",
                 ),
                 io.Float.Input(
                     "vram_gb",
@@ -94,17 +96,17 @@ class FluxLoader(io.ComfyNode):
                     max=1000.0,
                     step=0.5,
                     optional=True,
-                    tooltip="GPU memory to use at the most, in GiB; 0 is all that ComfyUI has.",
+                    tooltip="Limit of GPU memory in GiB; 0 for all that ComfyUI has.",
                 ),
                 io.Boolean.Input(
                     "compile",
                     default=False,
                     optional=True,
-                    tooltip="Has torch compile FLUX at the first picture, which takes half a minute; then a step "
-                    "takes three quarters of the time. Not with fp8 or GGUF.",
+                    tooltip="Compiles FLUX with torch.compile. The first picture takes half a minute longer; then a "
+                    "step takes three quarters of the time. Not for fp8 and GGUF.",
                 ),
             ],
-            outputs=[FluxPipe.Output(display_name="flux_pipe", tooltip="To InstantCharacter Sampler.")],
+            outputs=[FluxPipe.Output(display_name="flux_pipe", tooltip="For InstantCharacter Sampler.")],
         )
 
     @classmethod
@@ -122,8 +124,9 @@ class FluxLoader(io.ComfyNode):
         compile: bool = False,
     ) -> io.NodeOutput:
         from ...files.reading import file_states
-        from ..hosting import progress
-        from ..sampler import HostedPipeline, StyledPipeline, last_pipeline
+        from ..pipeline_cache import shared_pipeline_cache
+        from ..progress import progress
+        from ..sampler import HostedPipeline, StyledPipeline
 
         if flux == TOY:
             clip_l = t5 = vae = IN_FOLDER
@@ -132,7 +135,7 @@ class FluxLoader(io.ComfyNode):
         paths = locate_flux(chosen, progress())
         style = None if lora == NONE else lora_file(lora)
         files = [path and file_states(path) for path in (*paths.values(), style)]
-        hosted = last_pipeline().get(
+        hosted = shared_pipeline_cache().get(
             (*files, weight_dtype, offload, vram_gb, compile),
             lambda: HostedPipeline(
                 load_flux_pipeline(paths, weight_dtype == "fp8_e4m3fn", style), offload, vram_gb, compile
@@ -144,31 +147,31 @@ class FluxLoader(io.ComfyNode):
 class EncoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        where = "from models/clipvision or models/clip_vision. “download” fetches it only if it is not there"
+        folders = "from models/clipvision or models/clip_vision. “download” downloads it"
         return io.Schema(
             node_id="InstantCharacterEncoderLoader",
             display_name="Load Character Encoder",
             category=CATEGORY,
-            description="The two vision models that look at the reference picture.",
+            description="Loads the two vision models that encode the reference picture.",
             inputs=[
                 io.Combo.Input(
                     "siglip",
                     options=[*choices("siglip"), TOY],
-                    tooltip=f"SigLIP so400m at 384 px, {where} (0.86 GB). It is the file that Flux Redux uses. "
-                    "“toy” is a small one that comes with the pack, for the toy adapter.",
+                    tooltip=f"SigLIP so400m at 384 px, {folders} (0.86 GB) only if it is missing. Flux Redux uses the "
+                    "same file. “toy” is a small model inside the pack, for the toy adapter.",
                 ),
                 io.Combo.Input(
                     "dinov2",
                     options=[*choices("dinov2"), TOY],
-                    tooltip=f"DINOv2 giant, {where} (4.5 GB). “toy” as above.",
+                    tooltip=f"DINOv2 giant, {folders} (4.5 GB) only if it is missing. “toy” as for siglip.",
                 ),
             ],
-            outputs=[Encoder.Output(display_name="encoder", tooltip="To InstantCharacter Encode.")],
+            outputs=[Encoder.Output(display_name="encoder", tooltip="For InstantCharacter Encode.")],
         )
 
     @classmethod
     def execute(cls, siglip: str, dinov2: str) -> io.NodeOutput:
-        from ..hosting import progress
+        from ..progress import progress
 
         return io.NodeOutput(load_encoder(locate("siglip", siglip, progress()), locate("dinov2", dinov2, progress())))
 
@@ -180,21 +183,21 @@ class AdapterLoader(io.ComfyNode):
             node_id="InstantCharacterAdapterLoader",
             display_name="Load Character Adapter",
             category=CATEGORY,
-            description="InstantCharacter's own weights.",
+            description="Loads the weights of InstantCharacter.",
             inputs=[
                 io.Combo.Input(
                     "adapter",
                     options=[*choices("adapter"), TOY],
-                    tooltip="instantcharacter_ip-adapter.bin, or what convert made of it, from models/ipadapter. "
-                    "“download” fetches its 5.6 GB only if it is not there. “toy” comes with the pack, for the toy "
-                    "FLUX and encoders.",
+                    tooltip="instantcharacter_ip-adapter.bin from models/ipadapter, or the .safetensors file that the "
+                    "convert command made from it. “download” downloads it (5.6 GB) only if it is missing. “toy” is a "
+                    "small adapter inside the pack, for the toy FLUX and encoders.",
                 )
             ],
-            outputs=[Adapter.Output(display_name="adapter", tooltip="To InstantCharacter Encode or Load Character.")],
+            outputs=[Adapter.Output(display_name="adapter", tooltip="For InstantCharacter Encode or Load Character.")],
         )
 
     @classmethod
     def execute(cls, adapter: str) -> io.NodeOutput:
-        from ..hosting import progress
+        from ..progress import progress
 
         return io.NodeOutput(load_adapter(locate("adapter", adapter, progress())))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from comfy_api.latest import io
 
-from .types import CATEGORY, CharacterType, FluxPipe
+from .types import CATEGORY, CharacterType, FluxPipe, fraction_input, prompt_input, scale_input, seed_input
 
 if TYPE_CHECKING:
     from ..hosting import HostedCharacter
@@ -21,23 +21,20 @@ class Sampler(io.ComfyNode):
             node_id="InstantCharacterSampler",
             display_name="InstantCharacter Sampler",
             category=CATEGORY,
-            description="Draws the character: the library's own pipeline, self-contained. For every FLUX file, "
-            "sampler, ControlNet and LoRA of ComfyUI, take InstantCharacter Apply and KSampler.",
+            description="Generates pictures of a character with the pack's own FLUX pipeline. To use ComfyUI's "
+            "samplers, ControlNets, LoRAs and every kind of FLUX file, use InstantCharacter Apply and KSampler.",
             inputs=[
                 FluxPipe.Input("flux_pipe", tooltip="From Load FLUX (InstantCharacter)."),
-                CharacterType.Input("character", optional=True, tooltip="Who. Without a character this is plain FLUX."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    dynamic_prompts=True,
-                    tooltip="What the character does, and where; a LoRA's trigger words first. Not what it looks like.",
+                CharacterType.Input("character", optional=True, tooltip="The character. Without one: plain FLUX."),
+                prompt_input(
+                    "What the character does, and where. Leave out how it looks. With a LoRA, its trigger words first.",
+                    dynamic=True,
                 ),
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
                     default="",
-                    tooltip="What to keep out; counts only with true_cfg above 1.",
+                    tooltip="What to avoid. It has an effect only if true_cfg is above 1.",
                 ),
                 io.Float.Input(
                     "true_cfg",
@@ -45,64 +42,48 @@ class Sampler(io.ComfyNode):
                     min=1.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="Above 1, the negative prompt counts and each step takes twice as long.",
+                    tooltip="Classifier-free guidance. Above 1, the negative prompt has an effect and a step takes "
+                    "twice as long.",
                 ),
                 io.Int.Input("width", default=1024, min=256, max=4096, step=16, tooltip="In pixels."),
                 io.Int.Input("height", default=1024, min=256, max=4096, step=16, tooltip="In pixels."),
-                io.Int.Input("steps", default=28, min=1, max=200, tooltip="28 for FLUX.1-dev, 4 for schnell."),
+                io.Int.Input(
+                    "steps", default=28, min=1, max=200, tooltip="Denoising steps: 28 for FLUX.1-dev, 4 for schnell."
+                ),
                 io.Float.Input(
                     "guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="FLUX's own guidance: 2 to 4."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="The same seed draws the same picture.",
-                ),
-                io.Float.Input(
+                seed_input(),
+                scale_input(
                     "scale",
-                    default=0.9,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="How strongly the character is drawn: 0.9 to begin with; 0.6 to 0.8 leaves more to the "
-                    "prompt and to a style; 0 is plain FLUX.",
+                    "Strength of the character. Start with 0.9; 0.6 to 0.8 follows the prompt and a style LoRA more "
+                    "closely; 0 is plain FLUX.",
                 ),
-                io.Float.Input(
-                    "start",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps before which the character is left out.",
-                ),
-                io.Float.Input(
-                    "end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps after which it is left out.",
-                ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures at once."),
+                fraction_input("start", 0.0, 0.01, "The character acts from this fraction of the steps on."),
+                fraction_input("end", 1.0, 0.01, "The character acts up to this fraction of the steps."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of pictures in one run."),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="With an image or latent to begin with: how much of it is drawn anew.",
+                    tooltip="How much of a connected image or latent changes; 1 changes all of it.",
                 ),
-                io.Conditioning.Input("positive", optional=True, tooltip="In place of the prompt; FLUX's, and one."),
-                io.Conditioning.Input("negative", optional=True, tooltip="In place of the negative prompt."),
-                io.Image.Input("image", optional=True, tooltip="A picture to begin with; its size is taken."),
-                io.Latent.Input("latent", optional=True, tooltip="A latent to begin with, in place of a picture."),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="Replaces the prompt: a CONDITIONING of one prompt for FLUX."
+                ),
+                io.Conditioning.Input("negative", optional=True, tooltip="Replaces the negative prompt."),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Image to start from (image-to-image). It sets the size: it is scaled to multiples of 16.",
+                ),
+                io.Latent.Input("latent", optional=True, tooltip="Latent to start from, instead of an image."),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The picture."),
-                io.Latent.Output(display_name="latent", tooltip="The picture as latents."),
+                io.Image.Output(display_name="image", tooltip="The generated pictures."),
+                io.Latent.Output(display_name="latent", tooltip="The same pictures as latents."),
             ],
         )
 
@@ -129,11 +110,13 @@ class Sampler(io.ComfyNode):
         image: torch.Tensor | None = None,
         latent: dict | None = None,
     ) -> io.NodeOutput:
-        from ..sampler import Prompt, init_from_inputs
+        from ..init_image import Prompt, init_from_inputs
 
-        drawing = flux_pipe.draw(
+        generated = flux_pipe.generate(
             character,
-            Prompt(positive or prompt, negative or negative_prompt, true_cfg),
+            Prompt(
+                prompt if positive is None else positive, negative_prompt if negative is None else negative, true_cfg
+            ),
             (width, height),
             steps,
             seed,
@@ -144,4 +127,4 @@ class Sampler(io.ComfyNode):
             subject_start=start,
             subject_end=end,
         )
-        return io.NodeOutput(drawing.image, {"samples": drawing.samples})
+        return io.NodeOutput(generated.image, {"samples": generated.samples})

@@ -1,4 +1,4 @@
-"""The nodes' category, and the types of their inputs and outputs that ComfyUI does not have."""
+"""The nodes' category, their own input and output types, and inputs that several nodes have."""
 
 from __future__ import annotations
 
@@ -6,8 +6,36 @@ from comfy_api.latest import io
 
 CATEGORY = "InstantCharacter"
 NONE = "none"
+"""The choice of a list that loads nothing."""
 
 FluxPipe = io.Custom("FLUX_PIPE")
 Encoder = io.Custom("CHARACTER_ENCODER")
 Adapter = io.Custom("CHARACTER_ADAPTER")
 CharacterType = io.Custom("CHARACTER")
+
+
+def prompt_input(tooltip: str, dynamic: bool | None = None) -> io.String.Input:
+    """The prompt; ``dynamic`` for ComfyUI's ``{one|other}``."""
+    return io.String.Input("prompt", multiline=True, default="", dynamic_prompts=dynamic, tooltip=tooltip)
+
+
+def seed_input() -> io.Int.Input:
+    """The seed of the noise."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**64 - 1,
+        control_after_generate=True,
+        tooltip="The same seed and settings generate the same picture.",
+    )
+
+
+def scale_input(name: str, tooltip: str) -> io.Float.Input:
+    """The strength of the character."""
+    return io.Float.Input(name, default=0.9, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
+
+
+def fraction_input(name: str, default: float, step: float, tooltip: str) -> io.Float.Input:
+    """A number from 0 to 1."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=step, tooltip=tooltip)

@@ -70,9 +70,9 @@ def adapter() -> HostedAdapter:
 
 @pytest.fixture
 def character(adapter) -> Character:
-    return Character(adapter.projector.fuse(*recorded.features()).detach(), adapter.fingerprint)
+    return Character(adapter.adapter.projector.fuse(*recorded.features()).detach(), adapter.fingerprint)
 
 
 @pytest.fixture
 def other_character(adapter) -> Character:
-    return Character(adapter.projector.fuse(*recorded.features(seed=99)).detach(), adapter.fingerprint)
+    return Character(adapter.adapter.projector.fuse(*recorded.features(seed=99)).detach(), adapter.fingerprint)

@@ -14,12 +14,12 @@ from support import recorded
 from support.recorded import error
 
 from instantcharacter import InstantCharacterPipeline
-from instantcharacter.comfyui import model_patch as comfy_patch
-from instantcharacter.comfyui.model_patch import CharacterConditioning
-from instantcharacter.flux import variants as flux_variants
+from instantcharacter.comfyui.conditioning import CharacterConditioning
+from instantcharacter.comfyui.model_patch import apply
 from instantcharacter.flux.layout import own_part
 from instantcharacter.flux.load import FluxFiles, load_flux
 from instantcharacter.flux.lora import load_lora
+from instantcharacter.flux.variants import variant
 
 
 @pytest.fixture
@@ -54,15 +54,15 @@ def test_kinds_with_other_inputs_draw_the_character_natively(adapter, character,
     transformer = recorded.transformer(in_channels=channels, out_channels=64)
     model = comfy.sd.load_diffusion_model_state_dict(transformer.state_dict())
     keys = {key: weight.shape for key, weight in model.model.diffusion_model.state_dict().items()}
-    assert flux_variants.variant(keys).native
-    applied = comfy_patch.apply(model, CharacterConditioning(adapter=adapter, character=character, scale=0.9))
+    assert variant(keys).native
+    applied = apply(model, CharacterConditioning(adapter=adapter, character=character, scale=0.9))
     shown = {"concat_latent_image": torch.rand(1, 16, 8, 12), "concat_mask": torch.ones(1, 1, 64, 96)}
     assert error(sample(applied, shown), sample(model, shown)) > 1e-3
 
 
 def test_a_model_is_no_variant_of_itself(model):
     keys = {key: weight.shape for key, weight in model.model.diffusion_model.state_dict().items()}
-    assert flux_variants.variant(own_part(keys)) is None
+    assert variant(own_part(keys)) is None
 
 
 def lokr() -> dict[str, torch.Tensor]:
@@ -87,7 +87,7 @@ def test_loras_that_load_flux_refuses_draw_natively_with_the_character(adapter, 
     pipeline = InstantCharacterPipeline(**recorded.components())
     with pytest.raises(ValueError, match="ComfyUI's own Load LoRA reads it"):
         load_lora(pipeline, tmp_path / "lora.safetensors", "style")
-    applied = comfy_patch.apply(model, CharacterConditioning(adapter=adapter, character=character, scale=0.9))
+    applied = apply(model, CharacterConditioning(adapter=adapter, character=character, scale=0.9))
     shown = {"concat_latent_image": torch.rand(1, 16, 8, 12)}
     before = sample(applied, shown)
     styled, _ = comfy.sd.load_lora_for_models(applied, None, lora, 1.0, 0.0)

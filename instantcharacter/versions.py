@@ -1,19 +1,30 @@
-"""The newest diffusers and transformers that the tests were run with; newer ones may work, and are warned of."""
+"""The version of the pack, and the newest diffusers and transformers that its tests ran with."""
 
 from __future__ import annotations
 
 import logging
+import re
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 TESTED = {"diffusers": "0.42.1", "transformers": "5.23.0"}
+"""The newest versions that the tests ran with, by package."""
+
+
+def pack_version() -> str:
+    """The version in ``pyproject.toml``, which stands beside the package unless pip copied the package elsewhere."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    text = project.read_text(encoding="utf-8") if project.is_file() else ""
+    found = re.search(r'^name = "comfyui-instantcharacter"\n(?:.*\n)*?version = "(.*)"$', text, re.MULTILINE)
+    return found[1] if found else metadata.version("comfyui-instantcharacter")
 
 
 @cache
 def warn_if_newer(package: str) -> None:
-    """Log a warning, once, if an installed package is newer than the one in :data:`TESTED`."""
+    """Log a warning, once, if an installed package is newer than its version in :data:`TESTED`."""
     from packaging.version import Version
 
     found = import_module(package).__version__

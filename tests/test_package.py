@@ -152,13 +152,19 @@ def test_links_to_files_lead_somewhere(document):
         assert (ROOT / link).exists(), link
 
 
-def test_readme_lists_every_file_of_the_package():
+def test_readme_has_a_line_for_each_file_of_the_package():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = readme.split("## How it is built")[1].split("```")[1]
-    listed = re.findall(r"^ *([\w./-]+)(?:  |$)", tree, re.MULTILINE)
-    modules = {path.name for path in (ROOT / "instantcharacter").rglob("*.py")} - {"__init__.py"}
-    assert modules <= {Path(name).name for name in listed}
-    assert {Path(name).name for name in listed if name.endswith(".py")} <= modules | {"__init__.py", "nodes.py"}
+    listed, folders = set(), {0: ROOT}
+    for indent, name in re.findall(r"^( *)([\w./]+)(?:  |$)", tree, re.MULTILINE):
+        path = folders[len(indent)] / name
+        folders[len(indent) + 4] = path
+        listed |= {path} if path.suffix else set()
+    package = ROOT / "instantcharacter"
+    assert {path for path in listed if package in path.parents} >= set(package.rglob("*.py")) - set(
+        package.rglob("*/__init__.py")
+    )
+    assert [path for path in listed if not path.exists()] == []
 
 
 def test_registry_finds_what_it_needs():

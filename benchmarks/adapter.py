@@ -33,8 +33,9 @@ from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVi
 
 from instantcharacter import Character, CharacterAdapter, CharacterEncoder
 from instantcharacter.character import encoders
+from instantcharacter.character.tokens import TokenCache
 from instantcharacter.flux.attn_processor import attach, detach
-from instantcharacter.model.attention import Subject
+from instantcharacter.model.conditioning import Subject
 from instantcharacter.model.folding import fold
 
 DTYPE = torch.bfloat16
@@ -145,7 +146,7 @@ def measure_projector(device: Device, adapter: CharacterAdapter, repeats: int) -
     timesteps = [1000.0 - 30 * i for i in range(28)]
 
     def schedule() -> None:
-        Character(fused, "").tokens(adapter.projector, timesteps, fused.device, DTYPE)
+        TokenCache(adapter.projector).tokens(Character(fused, ""), timesteps, fused.device, DTYPE)
 
     report(device, "resample, 28 timesteps, as a pipeline does", schedule, 7)
     report(device, "fold the adapter", lambda: list(fold(adapter, fused.device, DTYPE)), 3)
@@ -172,19 +173,18 @@ def measure_rounding(device: Device, adapter: CharacterAdapter, fused: torch.Ten
     query = torch.randn(1, 1024, config.attention_heads, head_dim, device=device.name, dtype=DTYPE)
     scale = torch.ones(head_dim, device=device.name)
     key_scale = block.key_scale(scale)
-    truth = block(query.float(), exact(fused.float(), timestep), scale)
+    strength = torch.tensor(1.0)
+    truth = block(query.float(), exact(fused.float(), timestep), key_scale, strength)
 
     def error(seen: torch.Tensor) -> float:
         return ((seen.float() - truth).norm() / truth.norm()).item()
 
     tokens = {folded: adapter.projector.resample(fused, timestep, folded) for folded in (False, True)}
-    unfolded = error(adapter.attention[0](query, tokens[False], scale.to(DTYPE)))
-    folded = error(next(fold(adapter, query.device, DTYPE))(query, tokens[True], key_scale.to(DTYPE)))
-    in_float32 = error(
-        next(fold(adapter, query.device, torch.float32))(
-            query.float(), exact(fused.float(), timestep, folded=True), key_scale
-        )
-    )
+    low_scale = adapter.attention[0].key_scale(scale.to(DTYPE))
+    unfolded = error(adapter.attention[0](query, tokens[False], low_scale, strength))
+    in_bfloat16, high = next(fold(adapter, query.device, DTYPE)), next(fold(adapter, query.device, torch.float32))
+    folded = error(in_bfloat16(query, tokens[True], key_scale.to(DTYPE), strength))
+    in_float32 = error(high(query.float(), exact(fused.float(), timestep, folded=True), key_scale, strength))
     print(
         f"one block against float32: unfolded {unfolded:.1e}, folded {folded:.1e}, folded in float32 {in_float32:.1e}"
     )
@@ -200,16 +200,14 @@ def measure_steps(
 ) -> None:
     """One forward of FLUX: plain; with a character on unfolded attention; as the pipeline does it, folded."""
     call = step_inputs(device, transformer, batch)
-    attention = {}
+    processors = {}
     for folded in (False, True):
         attach(transformer, adapter, folded)
-        processors = list(transformer.attn_processors.values())
-        attention[folded] = [processor.attention for processor in processors]
+        processors[folded] = transformer.attn_processors
     tokens = {folded: tokens_at(device, adapter, fused, folded) for folded in (False, True)}
 
     def step(folded: bool | None) -> float:
-        for processor, of_block in zip(processors, attention[folded is not False], strict=True):
-            processor.attention = of_block
+        transformer.set_attn_processor(dict(processors[folded is not False]))
         joint = None if folded is None else with_subject(tokens[folded], call)
         return device.timed(lambda: transformer(**call, joint_attention_kwargs=joint))
 

@@ -9,21 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .character.encoders import CharacterEncoder, CharacterFeatures
+    from .character.encoders import CharacterEncoder
     from .flux.pipeline import (
         InstantCharacterImg2ImgPipeline,
         InstantCharacterInpaintPipeline,
         InstantCharacterPipeline,
     )
-    from .model.adapter import AdapterConfig, CharacterAdapter
+    from .model.adapter import CharacterAdapter
     from .model.character import Character
+    from .model.config import AdapterConfig
+    from .model.features import CharacterFeatures
 
 _HOME = {
-    "AdapterConfig": "model.adapter",
+    "AdapterConfig": "model.config",
     "CharacterAdapter": "model.adapter",
     "Character": "model.character",
     "CharacterEncoder": "character.encoders",
-    "CharacterFeatures": "character.encoders",
+    "CharacterFeatures": "model.features",
     "InstantCharacterPipeline": "flux.pipeline",
     "InstantCharacterImg2ImgPipeline": "flux.pipeline",
     "InstantCharacterInpaintPipeline": "flux.pipeline",

@@ -1,9 +1,7 @@
-"""SigLIP and DINOv2 look at the reference picture; what they see, side by side, are the character's features."""
+"""The vision encoders, SigLIP and DINOv2: a picture to features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +10,27 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
+from ..files.pictures import Picture, ResizeMode, open_picture, to_square
 from ..files.single_file import SingleFileModel
+from ..model.features import CharacterFeatures
 from ..versions import warn_if_newer
-from .image import Picture, ResizeMode, crops, open_picture, to_square
+from .image import crops
 
 SIGLIP_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DINOV2_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of each colour channel."""
 SIGLIP_SHALLOW = (7, 13, 26)
 DINOV2_SHALLOW = (9, 19, 29)
-"""Which hidden states are the shallow features; 0 is the embedding's output."""
-
-
-@dataclass(frozen=True)
-class CharacterFeatures:
-    """A picture as the encoders see it; N tokens a view (729), F = SigLIP's and DINOv2's widths together (2688).
-
-    Attributes:
-        low_res_shallow: [B, 3·N, F], three early layers of the whole picture.
-        low_res_deep: [B, N, F], the last layer of the whole picture.
-        high_res_deep: [B, 4·N, F], the last layer of its four tiles.
-    """
-
-    low_res_shallow: Tensor
-    low_res_deep: Tensor
-    high_res_deep: Tensor
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.low_res_shallow, self.low_res_deep, self.high_res_deep))
+"""Indices of the hidden states that are the shallow features; 0 is the embedding's output."""
 
 
 class CharacterEncoder(nn.Module):
-    """The two vision encoders. Call it with a picture; see :meth:`forward`."""
+    """Both vision encoders; call it with a picture, see :meth:`forward`.
+
+    Args:
+        siglip: the vision tower, without its pooling head.
+        dinov2: with its class token.
+    """
 
     def __init__(self, siglip: SiglipVisionModel, dinov2: Dinov2Model) -> None:
         super().__init__()
@@ -60,86 +48,86 @@ class CharacterEncoder(nn.Module):
         """Load the encoders, each from a hub folder, a hub id, or one ``.safetensors`` file.
 
         Args:
-            siglip: the vision tower of ``google/siglip-so400m-patch14-384``, with or without its text tower.
+            siglip: ``google/siglip-so400m-patch14-384``, with or without its text tower.
             dinov2: ``facebook/dinov2-giant``.
-            dtype: of the weights and of the features, float32 if not given.
-            device: where they run.
+            dtype: of the weights and of the features, float32 if None.
+            device: of the weights.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a file that is cut off, of another model, or lacks weights.
-            OSError: a hub id that cannot be found or reached (transformers).
+            FileNotFoundError: a file does not exist.
+            ValueError: a file is cut off, of another model, or lacks weights.
+            OSError: the hub has no such id, or cannot be reached (transformers).
         """
         warn_if_newer("transformers")
         dtype = dtype or torch.float32
         encoders = []
-        for model, source, layers in ((SIGLIP, siglip, SIGLIP_SHALLOW), (DINOV2, dinov2, DINOV2_SHALLOW)):
+        for model, source, shallow in ((SIGLIP, siglip, SIGLIP_SHALLOW), (DINOV2, dinov2, DINOV2_SHALLOW)):
             config = model.read_config(source)
-            if config.num_hidden_layers < max(layers):
+            if config.num_hidden_layers < max(shallow):
                 raise ValueError(f"{source} has {config.num_hidden_layers} layers; expected {model.expected}")
-            config.vision_use_head = False  # SigLIP's pooling: the features come before it
+            config.vision_use_head = False  # the pooling head, which the features do not need
             encoders.append(model.load(source, config, dtype))
         return cls(*encoders).to(device)
 
     @torch.no_grad()
     def forward(self, image: Picture, fit: ResizeMode = "pad") -> CharacterFeatures:
-        """Look at a picture.
+        """The features of a picture.
 
         Args:
-            image: anything :func:`~instantcharacter.character.image.open_picture` takes.
-            fit: how it becomes a square, ``"pad"`` or ``"stretch"``.
+            image: anything that :func:`~instantcharacter.files.pictures.open_picture` takes.
+            fit: how it becomes a square, see :func:`~instantcharacter.files.pictures.to_square`.
 
         Raises:
-            ValueError: not a picture, see :func:`~instantcharacter.character.image.open_picture`.
+            ValueError: not a picture, or an unknown ``fit``.
         """
         return self.encode_images(image_to_crops(image, fit)[None])
 
     @torch.no_grad()
-    def encode_images(self, pictures: Tensor) -> CharacterFeatures:
-        """Look at several pictures at once.
+    def encode_images(self, images: Tensor) -> CharacterFeatures:
+        """The features of a batch of pictures.
 
         Args:
-            pictures: [B, 5, H, W, 3] in uint8, each what :func:`squares` made of a picture.
+            images: [B, 5, H, W, 3] in uint8, the crops of each from :func:`image_to_crops`.
         """
-        pictures = pictures.to(next(self.parameters()).device)
-        low, high = pictures[:, 0], pictures[:, 1:].flatten(0, 1)
-        siglip, dinov2 = self._look(low, output_hidden_states=True)
-        shallow = _side_by_side(
+        images = images.to(next(self.parameters()).device)
+        low_res, high_res = images[:, 0], images[:, 1:].flatten(0, 1)
+        siglip, dinov2 = self._encode(low_res, output_hidden_states=True)
+        shallow = concat_features(
             [siglip.hidden_states[i] for i in SIGLIP_SHALLOW], [dinov2.hidden_states[i] for i in DINOV2_SHALLOW]
         )
-        deep = _side_by_side([siglip.last_hidden_state], [dinov2.last_hidden_state])
-        siglip, dinov2 = self._look(high)
-        tiles = _side_by_side([siglip.last_hidden_state], [dinov2.last_hidden_state])
+        deep = concat_features([siglip.last_hidden_state], [dinov2.last_hidden_state])
+        siglip, dinov2 = self._encode(high_res)
+        tiles = concat_features([siglip.last_hidden_state], [dinov2.last_hidden_state])
         return CharacterFeatures(shallow, deep, tiles.unflatten(0, (-1, 4)).flatten(1, 2))
 
-    def _look(self, pictures: Tensor, **settings: Any) -> tuple[Any, Any]:
-        """What SigLIP and DINOv2 return for a batch of pictures."""
+    def _encode(self, images: Tensor, **settings: Any) -> tuple[Any, Any]:
+        """The outputs of SigLIP and DINOv2 for images [P, H, W, 3] in uint8."""
         dtype = next(self.parameters()).dtype
         return (
-            self.siglip(_normalised(pictures, *SIGLIP_NORM).to(dtype), **settings),
-            self.dinov2(_normalised(pictures, *DINOV2_NORM).to(dtype), **settings),
+            self.siglip(normalise(images, *SIGLIP_NORM).to(dtype), **settings),
+            self.dinov2(normalise(images, *DINOV2_NORM).to(dtype), **settings),
         )
 
 
 def image_to_crops(image: Picture, fit: ResizeMode = "pad") -> Tensor:
-    """What the encoders see of a picture, [5, H, W, 3] in uint8: the whole, then its four tiles.
+    """The encoders' input for a picture, [5, H, W, 3] in uint8: the whole, then its four tiles.
 
     Raises:
-        ValueError: not a picture, see :func:`~instantcharacter.character.image.open_picture`.
+        ValueError: not a picture, see :func:`~instantcharacter.files.pictures.open_picture`.
     """
     whole, tiles = crops(to_square(open_picture(image), fit))
-    return torch.from_numpy(np.stack([np.asarray(square) for square in (*whole, *tiles)]))
+    return torch.from_numpy(np.stack([np.asarray(crop) for crop in (*whole, *tiles)]))
 
 
-def _side_by_side(siglip: list[Tensor], dinov2: list[Tensor]) -> Tensor:
-    """Layers one after the other, the encoders along channels; DINOv2's class token is dropped."""
+def concat_features(siglip: list[Tensor], dinov2: list[Tensor]) -> Tensor:
+    """Layers [P, N, …] of both encoders, concatenated along tokens, then channels; drops DINOv2's class token."""
     return torch.cat([torch.cat(siglip, dim=1), torch.cat([layer[:, 1:] for layer in dinov2], dim=1)], dim=-1)
 
 
-def _normalised(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 pictures [P, H, W, 3] as [P, 3, H, W] in float32, normalised."""
-    mean_, std_ = (torch.tensor(part, device=pictures.device) for part in (mean, std))
-    return ((pictures.float() / 255 - mean_) / std_).permute(0, 3, 1, 2)
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Images [P, H, W, 3] in uint8 as [P, 3, H, W] in float32, ``(x / 255 − mean) / std`` per channel."""
+    mean_, std_ = (torch.tensor(channels, device=images.device) for channels in (mean, std))
+    return ((images.float() / 255 - mean_) / std_).permute(0, 3, 1, 2)
 
 
 SIGLIP = SingleFileModel(
@@ -157,8 +145,8 @@ SIGLIP = SingleFileModel(
         "layer_norm_eps": 1e-6,
     },
     prefix="vision_model.",
-    towers=("embeddings.", "encoder.", "post_layernorm."),
-    telling=("embeddings.patch_embedding.weight", 0, "hidden_size"),
+    prefixes=("embeddings.", "encoder.", "post_layernorm."),
+    width_key=("embeddings.patch_embedding.weight", 0, "hidden_size"),
 )
 DINOV2 = SingleFileModel(
     name="DINOv2 (facebook/dinov2-giant)",
@@ -176,6 +164,6 @@ DINOV2 = SingleFileModel(
         "layer_norm_eps": 1e-6,
     },
     prefix="",
-    towers=("embeddings.", "encoder.", "layernorm."),
-    telling=("embeddings.patch_embeddings.projection.weight", 0, "hidden_size"),
+    prefixes=("embeddings.", "encoder.", "layernorm."),
+    width_key=("embeddings.patch_embeddings.projection.weight", 0, "hidden_size"),
 )

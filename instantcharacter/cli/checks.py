@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from ..files.reading import check_replaceable
+from ..files.atomic import check_replaceable
 from .options import EncodeOptions, GenerateOptions
 
 MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin")

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..character.encoders import CharacterEncoder
-from ..character.image import Picture, open_picture
 from ..files import catalog
-from ..files.reading import atomic_write
+from ..files.atomic import atomic_write
+from ..files.pictures import Picture, open_picture
 from ..flux.pipeline import InstantCharacterPipeline
 from ..model.adapter import CharacterAdapter
 from .checks import check_picture_output

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files.errors import first_line
+
 
 def one_line(error: Exception) -> str:
     """The first line of an error's message, and for a full GPU which options take less memory."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = lines[0] if lines else type(error).__name__
+    message = first_line(error)
     if "out of memory" in message:
         return f"{message} Try --vram with less, --offload sequential, or a smaller --size."
     if isinstance(error, OSError) and error.filename and error.strerror:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..character.image import cut_out, open_picture
-from ..files.reading import atomic_write
+from ..character.image import cut_out
+from ..files.atomic import atomic_write
+from ..files.pictures import open_picture
 from .checks import check_character_output, check_generate, check_sources
 from .options import EncodeOptions, GenerateOptions
 

@@ -13,8 +13,10 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ..model.adapter import AdapterConfig, CharacterAdapter
+from ..character.tokens import TokenCache
+from ..model.adapter import CharacterAdapter
 from ..model.character import Character
+from ..model.config import AdapterConfig
 from ..model.folding import fold
 from ..model.projector import CharacterProjector
 
@@ -90,15 +92,16 @@ class HostedAdapter:
         fingerprint: see :meth:`CharacterAdapter.fingerprint`.
         fusion: ``ModelPatcher`` of the projector's timestep-free half.
         resampler: ``ModelPatcher`` of its other half.
+        tokens: the tokens of each character's last schedule.
     """
 
     def __init__(self, adapter: CharacterAdapter) -> None:
         self.adapter = adapter
         self.fingerprint = adapter.fingerprint()
         projector = adapter.projector
-        fusion = [module for name, module in projector.named_children() if name != "resampler"]
-        self.fusion = hosted(CharacterFusion(fusion))
+        self.fusion = hosted(CharacterFusion(projector.fusion_modules()))
         self.resampler = hosted(projector.resampler)
+        self.tokens = TokenCache(projector)
         self._attention: dict[torch.dtype, Any] = {}
 
     @property

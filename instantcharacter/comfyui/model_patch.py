@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,8 +25,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..flux.variants import variant
-from ..model.attention import Subject, add_subjects, mask_to_tokens
+from ..model.attention import check_query_scale
 from ..model.character import Character
+from ..model.conditioning import Subject, add_subjects, mask_to_tokens
 from .hosting import HostedAdapter
 
 logger = logging.getLogger(__name__)
@@ -118,16 +119,7 @@ def _check_flux(flux: Any, adapter: HostedAdapter) -> None:
             f"this MODEL is {type(flux).__name__}; InstantCharacter needs FLUX.1 (dev, schnell, Krea, Kontext) "
             "from a loader that builds ComfyUI's own, such as Load Diffusion Model or ComfyUI-GGUF's"
         )
-    config = adapter.config
-    for what, found, expected in (
-        ("width", flux.hidden_size, config.attention_dim),
-        ("number of attention heads", flux.num_heads, config.attention_heads),
-        ("number of blocks", len(list(_query_norms(flux))), config.num_attention_blocks),
-    ):
-        if found != expected:
-            raise ValueError(
-                f"this MODEL's {what} is {found}, the adapter is made for {expected}: use FLUX.1, whole, with it"
-            )
+    adapter.adapter.check_fits(flux.hidden_size, flux.num_heads, len(list(_query_norms(flux))))
 
 
 def _query_norms(flux: Any) -> Iterator[torch.nn.Module]:
@@ -230,9 +222,9 @@ class _Run:
         return [made[part.adapter, part.character] for part in self.conditionings]
 
     def _resample(self, adapter: HostedAdapter, character: Character, timesteps: list[float]) -> dict[float, Tensor]:
-        what = (adapter.projector, timesteps, self._device, self._dtype)
-        with adapter.resampling() if character.missing(*what) else nullcontext():
-            return dict(zip(timesteps, character.tokens(*what)))
+        request = (character, timesteps, self._device, self._dtype)
+        with adapter.resampling() if adapter.tokens.missing(*request) else nullcontext():
+            return dict(zip(timesteps, adapter.tokens.tokens(*request)))
 
     def step(self, flux: Any, latents: Tensor, timestep: Tensor, options: dict[str, Any]) -> _Step:
         """What is drawn in a call of FLUX with [B, C, h, w] latents at one timestep, [B] in [0, 1]."""
@@ -282,7 +274,7 @@ class _Run:
         """A character's tokens now; samplers may look between the schedule's timesteps."""
         if timestep not in self._tokens[i]:
             part = self.conditionings[i]
-            (tokens,) = part.character.resample(part.adapter.projector, [timestep], self._device, self._dtype)
+            (tokens,) = part.adapter.tokens.resample(part.character, [timestep], self._device, self._dtype)
             self._tokens[i][timestep] = tokens
         return self._tokens[i][timestep]
 
@@ -320,10 +312,7 @@ class _Run:
         if adapter not in self._scales:
             ones = torch.ones(flux.hidden_size // flux.num_heads, device=self._device, dtype=self._dtype)
             scales = torch.stack([norm(ones) for norm in _query_norms(flux)]).float().cpu()
-            if not scales.all():
-                raise ValueError(
-                    "FLUX's query norm has a scale of 0 in a channel, which character attention cannot undo"
-                )
+            check_query_scale(scales)
             self._scales[adapter] = [scale.to(self._device, self._dtype) for scale in adapter.key_scales(scales)]
         return self._scales[adapter]
 
@@ -354,13 +343,9 @@ class _Step:
         picture = slice(first, first + self.picture_tokens)
         self.looked.add(block)
         for drawn in self.drawn:
-            see = _bind(drawn.attention[block], drawn.key_scales[block])
             hidden, rows = attn[:, picture], query[:, :, picture].transpose(1, 2)
-            add_subjects(hidden, rows, drawn.subjects, see, partial(_attend, extra_options))
-
-
-def _bind(attention: Callable, key_scale: Tensor) -> Any:
-    return lambda query, tokens, attend: attention(query, tokens, key_scale, attend)
+            attend = partial(_attend, extra_options)
+            add_subjects(hidden, rows, drawn.subjects, drawn.attention[block], drawn.key_scales[block], attend)
 
 
 def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:

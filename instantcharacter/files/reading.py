@@ -1,14 +1,10 @@
-"""Files that are whole or not there: safe writing, and reading that says what is wrong with a file."""
+"""Reading of files, memory-mapped and without running code in them; errors name the fault and the expected file."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes that name once the block ends without an error.
-
-    Whatever interrupts the writing, a file that was there before stays as it was, and no half file is left.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.touch()
-    mode = partial.stat().st_mode
-    try:
-        yield partial
-        partial.chmod(mode)  # safetensors leaves files that nobody else may read
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def check_replaceable(path: str | Path, kind: str, is_kind: Callable[[Path], bool]) -> None:
-    """Raise ``OSError`` if something is at ``path`` that is neither of this kind nor an empty file.
-
-    Args:
-        path: a file that is about to be written.
-        kind: what may be replaced, for the error.
-        is_kind: tells whether a file is of that kind.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and (not path.is_file() or (path.stat().st_size and not is_kind(path))):
-        raise FileExistsError(f"{path} is there already and is not {kind}: delete it, or choose another name")
+from .errors import first_line
 
 
 def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -56,10 +20,10 @@ def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor]
 
     Args:
         path: the file.
-        expected: what it should be, for the error.
+        expected: description of the expected file, for the error.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is empty, cut off, or of another kind.
     """
     check_file(path, expected)
@@ -72,14 +36,14 @@ def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor]
 
 
 def read_pickle(path: str | Path, expected: str) -> Any:
-    """What a checkpoint holds that ``torch.save`` wrote, memory-mapped: tensors and containers, nothing in it is run.
+    """The tensors and containers of a ``torch.save`` file, memory-mapped; code in it is not run.
 
     Args:
         path: the file.
-        expected: what it should be, for the error.
+        expected: description of the expected file, for the error.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is empty, cut off, of another kind, or holds more than tensors.
     """
     check_file(path, expected)
@@ -88,19 +52,20 @@ def read_pickle(path: str | Path, expected: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as tensors alone ({reason}). Expected {expected}.") from error
+        raise ValueError(
+            f"{path} cannot be read as tensors alone ({first_line(error)}). Expected {expected}."
+        ) from error
 
 
 def file_states(path: str | Path) -> tuple[tuple[str, int, int], ...]:
-    """What tells whether a file, or any in a folder, is still the same: its path, size and time of change."""
+    """The path, size and modification time of a file, or of each file in a folder: they change when it does."""
     path = Path(path)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
 
 
 def check_file(path: str | Path, expected: str) -> None:
-    """Raise ``FileNotFoundError`` or ``ValueError`` unless ``path`` is a file with something in it."""
+    """Raise ``FileNotFoundError`` or ``ValueError`` unless ``path`` is a file that is not empty."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}. Expected {expected}.")
     if not Path(path).stat().st_size:
@@ -108,11 +73,11 @@ def check_file(path: str | Path, expected: str) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """What a JSON file says, by name.
+    """The object in a JSON file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is cut off, or of another kind.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is cut off, or holds no object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -124,7 +89,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_code(folder: str | Path) -> None:
-    """Raise ``ValueError`` if a model's folder names Python of its own that is to be run in place of a library's."""
+    """Raise ``ValueError`` if a model's folder names Python code of its own (``auto_map``) to run."""
     for path in sorted(Path(folder).glob("*config.json")):
         if code := read_json(path).get("auto_map"):
             raise ValueError(f"{path} names code of its own ({code}), which is not run: take the model as released")

@@ -14,24 +14,24 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .reading import read_safetensors, refuse_code
-from .scaled_weights import check_forms, dequantised
+from .scaled_weights import check_formats, dequantize
 
-WITHOUT_WEIGHTS = (".position_ids", "encoder.embed_tokens.weight")
-"""What older files hold in a model's own part beside its weights: numbers from 0 on, and T5's ``shared`` once more."""
+NOT_WEIGHTS = (".position_ids", "encoder.embed_tokens.weight")
+"""Ends of keys in older files that are not weights of the model: position indices, and a copy of T5's ``shared``."""
 
 
 @dataclass(frozen=True)
 class SingleFileModel:
-    """A model: its class, the sizes of the released one, and how to know it in a file.
+    """A transformers model, and its keys in a file.
 
     Attributes:
-        name: what people call it.
+        name: for errors.
         model: its class.
-        config: its config's class.
-        released: the sizes of the released one.
-        prefix: what its keys begin with in a hub file.
-        towers: what its keys begin with after the prefix.
-        telling: the weight that tells its size, which side of it does, and which setting that is.
+        config: the class of its config.
+        released: the config of the released model.
+        prefix: of all its keys in a hub file.
+        prefixes: of its keys, after ``prefix``; other keys in a file belong to other models.
+        width_key: the key of a weight, the axis of it that is the model's width, and the width's name in the config.
     """
 
     name: str
@@ -39,26 +39,30 @@ class SingleFileModel:
     config: type[PretrainedConfig]
     released: dict[str, Any]
     prefix: str
-    towers: tuple[str, ...]
-    telling: tuple[str, int, str]
+    prefixes: tuple[str, ...]
+    width_key: tuple[str, int, str]
 
     @property
     def expected(self) -> str:
         return f"{self.name}'s weights"
 
     def read_config(self, source: str | Path) -> PretrainedConfig:
-        """The sizes of a model: the released ones for a file of their width, else those of the ``config.json`` there.
+        """The config of a model.
+
+        Args:
+            source: a ``.safetensors`` file, a folder, or a hub id. A file of the released width has the released
+                config; another one needs a ``config.json`` beside it.
 
         Raises:
-            ValueError: a file of another model, or of another width with no ``config.json`` beside it.
-            OSError: a folder or hub id without one.
+            ValueError: a file of another model, or of another width without a ``config.json``.
+            OSError: a folder or hub id without a ``config.json``.
         """
         if Path(source).suffix != ".safetensors":
             refuse_code(source)
             return self.config.from_pretrained(source)
         path, released = Path(source), self.config(**self.released)
-        weight, side, setting = self.telling
-        width = self._own_part(path)[self.prefix + weight].shape[side]
+        key, axis, setting = self.width_key
+        width = self._own_weights(path)[self.prefix + key].shape[axis]
         if width == getattr(released, setting):
             return released
         if not (path.parent / "config.json").is_file():
@@ -69,14 +73,18 @@ class SingleFileModel:
         return self.config.from_pretrained(path.parent)
 
     def load(self, source: str | Path, config: PretrainedConfig, dtype: torch.dtype) -> Any:
-        """The model, complete or not at all; weights with a scale beside them are dequantised.
+        """Load the model; quantised weights with a scale are dequantised.
+
+        Args:
+            source: a ``.safetensors`` file, a folder, or a hub id.
+            config: see :meth:`read_config`.
+            dtype: of the weights.
 
         Raises:
-            ValueError: weights that are missing or of other sizes, that the model does not have, or in a form that
-                only ComfyUI reads.
+            ValueError: weights that are missing, unknown, of other sizes, or in a format that only ComfyUI reads.
         """
         if (path := Path(source)).suffix == ".safetensors":
-            state = dequantised(self._own_part(path), dtype, path)
+            state = dequantize(self._own_weights(path), dtype, path)
             arguments: dict[str, Any] = {"pretrained_model_name_or_path": None, "state_dict": state}
         else:
             arguments = {"pretrained_model_name_or_path": source}
@@ -85,36 +93,36 @@ class SingleFileModel:
                 model, report = self.model.from_pretrained(
                     **arguments, config=config, torch_dtype=dtype, output_loading_info=True
                 )
-        except RuntimeError as error:  # transformers' word for weights of another size
+        except RuntimeError as error:  # of transformers, for weights of another size
             raise ValueError(f"{source} does not fit {self.expected}: {error}") from error
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{source} lacks {len(missing)} weights, {missing[0]} first; expected {self.expected}")
-        if unused := sorted(key for key in report["unexpected_keys"] if self._counts(key)):
+        if unused := sorted(key for key in report["unexpected_keys"] if self._is_own(key)):
             raise ValueError(
                 f"{source} has {len(unused)} weights that {self.name} has no place for, {unused[0]} first; expected "
                 f"{self.expected}"
             )
         return model
 
-    def _own_part(self, path: Path) -> dict[str, Tensor]:
-        """The model's own weights in a file, under a hub file's keys, whatever else the file holds."""
+    def _own_weights(self, path: Path) -> dict[str, Tensor]:
+        """The model's own weights in a file, under the keys of a hub file."""
         tensors, metadata = read_safetensors(path, self.expected)
-        towers = tuple(self.prefix + tower for tower in self.towers)
+        prefixes = tuple(self.prefix + prefix for prefix in self.prefixes)
         keyed = {self.prefix + key.removeprefix(self.prefix): tensor for key, tensor in tensors.items()}
-        state = {key: tensor for key, tensor in keyed.items() if key.startswith(towers)}
-        if self.prefix + self.telling[0] not in state:
+        state = {key: tensor for key, tensor in keyed.items() if key.startswith(prefixes)}
+        if self.prefix + self.width_key[0] not in state:
             raise ValueError(f"{path} holds {sorted(tensors)[:3]}, not {self.expected}")
-        check_forms(state, metadata, path)
+        check_formats(state, metadata, path)
         return state
 
-    def _counts(self, key: str) -> bool:
-        """Whether a weight that the model has no place for is one of its own towers'."""
-        return key.removeprefix(self.prefix).startswith(self.towers) and not key.endswith(WITHOUT_WEIGHTS)
+    def _is_own(self, key: str) -> bool:
+        """Whether an unused key is one of this model's weights, not of another model in the file."""
+        return key.removeprefix(self.prefix).startswith(self.prefixes) and not key.endswith(NOT_WEIGHTS)
 
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """transformers reports unused weights at length; the unused towers are meant, and missing ones raise here."""
+    """Silence transformers' report of unused weights: those of other models are expected, missing ones raise here."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -1,7 +1,7 @@
-"""Character attention inside diffusers' FLUX transformer, through its own extension point, the attention processor.
+"""Character attention inside diffusers' FLUX transformer, through diffusers' extension point, the attention processor.
 
-Nothing of FLUX is copied: the processor that is there goes on doing FLUX's attention, and is watched at two places,
-where it normalises its query and where it projects its output.
+No code of FLUX is copied. FLUX's own processor computes its attention on an attention module that is wrapped at two
+places: where the query is normalised, and where the output is projected.
 """
 
 from __future__ import annotations
@@ -16,27 +16,48 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from ..model.adapter import CharacterAdapter
-from ..model.attention import Attend, BlockAttention, CharacterAttention, Subject, add_subjects
-from ..model.folding import FoldedAttention, fold
+from ..model.attention import CharacterAttention, FoldedCharacterAttention, check_query_scale
+from ..model.conditioning import Subject, add_subjects
+from ..model.folding import fold
+
+Block = tuple[CharacterAttention | FoldedCharacterAttention, dict[str, Tensor]]
+"""A block's attention, and the scale that its processor takes, by name."""
 
 
 class CharacterAttnProcessor(nn.Module):
-    """An attention processor that adds characters to what another one computes.
+    """An attention processor that adds characters to the output of another one.
 
-    ``subjects`` and ``image_tokens`` come through ``joint_attention_kwargs``; without them it is the other one.
-    It is a module, so that its weights move, stream and are cast with the FLUX block it sits in.
+    ``subjects`` and ``image_tokens`` come through ``joint_attention_kwargs``; without subjects it is the other one. It
+    is a module, so that its weights move, stream and are cast with the FLUX block that it is in.
 
     Args:
-        inner: the processor that was there.
-        attention: this block's character attention, called with the query, the tokens, and the attention to use.
-        fingerprint: names the adapter that the attention is of.
+        inner: FLUX's own processor.
+        attention: this block's character attention: folded for inference, the adapter's own for training.
+        fingerprint: of the adapter.
+        query_scale: [head_dim], for training: the scale of FLUX's query norm in this block. Each forward computes the
+            scale of the keys from it, with gradients to the adapter's norms.
+        key_scale: [head_dim], for folded attention: the scale of the keys, computed once.
     """
 
-    def __init__(self, inner: Any, attention: BlockAttention, fingerprint: str) -> None:
+    query_scale: Tensor
+    key_scale: Tensor
+
+    def __init__(
+        self,
+        inner: Any,
+        attention: CharacterAttention | FoldedCharacterAttention,
+        fingerprint: str,
+        *,
+        query_scale: Tensor | None = None,
+        key_scale: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.attention = attention
         self.fingerprint = fingerprint
+        for name, scale in (("query_scale", query_scale), ("key_scale", key_scale)):
+            if scale is not None:  # accelerate's offload does not know buffers that are None
+                self.register_buffer(name, scale, persistent=False)
 
     def __call__(
         self,
@@ -51,17 +72,23 @@ class CharacterAttnProcessor(nn.Module):
         inputs = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if not subjects:
             return self.inner(attn, *inputs)
-        watched = _WatchedAttention(attn, partial(self._add, subjects, image_tokens))
-        out = self.inner(watched, *inputs)
-        return watched.add(out) if encoder_hidden_states is None else out
+        wrapped = _WrappedAttention(attn, partial(self._add, subjects, image_tokens))
+        out = self.inner(wrapped, *inputs)
+        return wrapped.add(out) if encoder_hidden_states is None else out
 
     def _add(self, subjects: list[Subject], image_tokens: int, hidden_states: Tensor, query: Tensor) -> Tensor:
-        """Add what the last ``image_tokens`` rows of ``query`` see of the subjects to those of ``hidden_states``."""
+        """Add the subjects to the last ``image_tokens`` rows of ``hidden_states`` [B, S, H·D]; query [B, S, H, D]."""
         attend = partial(dispatch_attention_fn, backend=self._attention_backend)
         if torch.is_grad_enabled():  # autograd still needs the attention's own output
             hidden_states = hidden_states.clone()
-        add_subjects(hidden_states[:, -image_tokens:], query[:, -image_tokens:], subjects, self.attention, attend)
+        image, image_query = hidden_states[:, -image_tokens:], query[:, -image_tokens:]
+        add_subjects(image, image_query, subjects, self.attention, self._block_key_scale(), attend)
         return hidden_states
+
+    def _block_key_scale(self) -> Tensor:
+        if isinstance(self.attention, CharacterAttention):
+            return self.attention.key_scale(self.query_scale)
+        return self.key_scale
 
     @property
     def _attention_backend(self) -> Any:
@@ -72,9 +99,18 @@ class CharacterAttnProcessor(nn.Module):
     def _attention_backend(self, backend: Any) -> None:
         self.inner._attention_backend = backend
 
+    @property
+    def _parallel_config(self) -> None:
+        """Set by diffusers' ``enable_parallelism``, which splits the image tokens over several GPUs."""
+        return None
 
-class _WatchedAttention:
-    """FLUX's attention module as a processor sees it, with its query remembered and its output added to.
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        raise ValueError("FLUX with a character runs on one GPU: remove the character adapter for context parallelism")
+
+
+class _WrappedAttention:
+    """FLUX's attention module for its own processor: keeps the query, and adds to the output.
 
     A double-stream block projects its output through ``to_out``; a single-stream block returns it.
     """
@@ -97,39 +133,12 @@ class _WatchedAttention:
         return [lambda hidden_states: project(self.add(hidden_states)), dropout]
 
     def add(self, hidden_states: Tensor) -> Tensor:
+        """``hidden_states`` [B, S, H·D] with the characters added."""
         if self._query is None:
             raise RuntimeError(
                 "FLUX's attention processor does not normalise its query by attn.norm_q: use diffusers' own"
             )
         return self._add(hidden_states, self._query)
-
-
-class DrawingAttention(nn.Module):
-    """Folded attention, with the scale that its keys have in the block it sits in."""
-
-    key_scale: Tensor
-
-    def __init__(self, attention: FoldedAttention, key_scale: Tensor) -> None:
-        super().__init__()
-        self.attention = attention
-        self.register_buffer("key_scale", key_scale)
-
-    def forward(self, query: Tensor, tokens: Tensor, attend: Attend) -> Tensor:
-        return self.attention(query, tokens, self.key_scale, attend)
-
-
-class LearningAttention(nn.Module):
-    """The adapter's own attention, still to be learned, with FLUX's query scale in the block it sits in."""
-
-    query_scale: Tensor
-
-    def __init__(self, attention: CharacterAttention, query_scale: Tensor) -> None:
-        super().__init__()
-        self.attention = attention
-        self.register_buffer("query_scale", query_scale, persistent=False)
-
-    def forward(self, query: Tensor, tokens: Tensor, attend: Attend) -> Tensor:
-        return self.attention(query, tokens, self.query_scale, attend)
 
 
 def attach(
@@ -138,93 +147,94 @@ def attach(
     folded: bool = True,
     compute_on: torch.device | None = None,
 ) -> None:
-    """Put the adapter's attention into every block of a FLUX transformer, in place of one there before.
+    """Add an adapter's attention to every block of a FLUX transformer; it replaces one that was attached before.
 
-    The one before stays if this one is refused.
+    If this adapter is refused, the one before stays attached.
 
     Args:
-        transformer: FLUX; its device is taken, and the dtype that it computes in.
-        adapter: whose attention.
-        folded: for drawing: a folded copy, for folded tokens; it does not follow what happens to the adapter.
-            Otherwise, for training, the adapter's own modules, for unfolded tokens.
-        compute_on: where it is folded, see :func:`~instantcharacter.model.folding.fold`.
+        transformer: FLUX; the attention takes its device, and the dtype that it computes in.
+        adapter: its attention modules.
+        folded: for inference: a folded copy, for folded tokens, which does not follow changes of the adapter. False
+            for training: the adapter's own modules, for unfolded tokens.
+        compute_on: device of the folding, see :func:`~instantcharacter.model.folding.fold`.
 
     Raises:
-        ValueError: a transformer of another width, with other heads, or with another number of blocks; one whose
-            weights are offloaded already; or one with an IP-Adapter.
+        ValueError: a transformer of another width, number of heads or number of blocks; one whose weights are
+            offloaded; or one with an IP-Adapter.
     """
     check_fits(transformer, adapter)
-    processors = _own_processors(transformer)
-    scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in processors]
-    attentions = (
-        _folded(adapter, scales, compute_dtype(transformer), compute_on)
+    inner = _inner_processors(transformer)
+    query_scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in inner]
+    blocks: Iterator[Block] = (
+        _for_inference(adapter, query_scales, compute_dtype(transformer), compute_on)
         if folded
-        else map(LearningAttention, adapter.attention, scales)
+        else _for_training(adapter, query_scales)
     )
     fingerprint = adapter.fingerprint()
     transformer.set_attn_processor(
         {
-            name: CharacterAttnProcessor(inner, attention, fingerprint)
-            for (name, inner), attention in zip(processors.items(), attentions, strict=True)
+            name: CharacterAttnProcessor(processor, attention, fingerprint, **scale)
+            for (name, processor), (attention, scale) in zip(inner.items(), blocks, strict=True)
         }
     )
 
 
-def _folded(
+def _for_training(adapter: CharacterAdapter, query_scales: list[Tensor]) -> Iterator[Block]:
+    """The adapter's own attention, with FLUX's query scales."""
+    for attention, query_scale in zip(adapter.attention, query_scales, strict=True):
+        yield attention, {"query_scale": query_scale}
+
+
+def _for_inference(
     adapter: CharacterAdapter, query_scales: list[Tensor], dtype: torch.dtype, compute_on: torch.device | None
-) -> Iterator[DrawingAttention]:
+) -> Iterator[Block]:
+    """Folded copies of the adapter's attention, with the scales of their keys."""
     device = query_scales[0].device
     blocks = zip(fold(adapter, device, dtype, compute_on=compute_on), adapter.attention, query_scales, strict=True)
     for folded, attention, query_scale in blocks:
         key_scale = attention.key_scale(query_scale.to(attention.norm_ip_q.scale.device))
-        yield DrawingAttention(folded, key_scale.to(device, dtype)).requires_grad_(False)
+        yield folded, {"key_scale": key_scale.detach().to(device, dtype)}
 
 
 def detach(transformer: FluxTransformer2DModel) -> None:
-    """Give a transformer back the attention processors it had before :func:`attach`."""
-    transformer.set_attn_processor(_own_processors(transformer))
-
-
-def _own_processors(transformer: FluxTransformer2DModel) -> dict[str, Any]:
-    """The processors without an adapter's of ours around them."""
-    processors = transformer.attn_processors
-    return {name: p.inner if isinstance(p, CharacterAttnProcessor) else p for name, p in processors.items()}
+    """Restore the attention processors that a transformer had before :func:`attach`."""
+    transformer.set_attn_processor(_inner_processors(transformer))
 
 
 def attached(transformer: FluxTransformer2DModel) -> str | None:
-    """The fingerprint of the adapter that a transformer carries, if it carries one."""
-    first = next(iter(transformer.attn_processors.values()))
+    """The fingerprint of the adapter that is attached to a transformer, or None."""
+    first = next(iter(transformer.attn_processors.values()), None)
     return first.fingerprint if isinstance(first, CharacterAttnProcessor) else None
 
 
 def check_fits(transformer: FluxTransformer2DModel, adapter: CharacterAdapter) -> None:
     """Raise ``ValueError`` unless an adapter can be attached to a transformer."""
-    if any(isinstance(processor, nn.Module) for processor in _own_processors(transformer).values()):
+    if any(isinstance(processor, nn.Module) for processor in _inner_processors(transformer).values()):
         raise ValueError("the transformer carries another adapter in its attention (an IP-Adapter?): unload it first")
-    config, heads = adapter.config, transformer.config.num_attention_heads
-    for what, found, expected in (
-        ("width", heads * transformer.config.attention_head_dim, config.attention_dim),
-        ("number of attention heads", heads, config.attention_heads),
-        ("number of blocks", len(transformer.attn_processors), config.num_attention_blocks),
-    ):
-        if found != expected:
-            raise ValueError(
-                f"the transformer's {what} is {found}, the adapter is made for {expected}. "
-                "InstantCharacter's is for FLUX.1-dev and models of its shape."
-            )
+    heads = transformer.config.num_attention_heads
+    adapter.check_fits(heads * transformer.config.attention_head_dim, heads, len(transformer.attn_processors))
 
 
 def compute_dtype(transformer: FluxTransformer2DModel) -> torch.dtype:
-    """What a transformer computes in, however its weights are stored: GGUF knows, and so does layerwise casting."""
+    """The dtype that a transformer computes in.
+
+    For GGUF it is the quantizer's ``compute_dtype``; otherwise ``transformer.dtype``, which accounts for layerwise
+    casting.
+    """
     quantizer = getattr(transformer, "hf_quantizer", None)
     return getattr(quantizer, "compute_dtype", None) or transformer.dtype
 
 
+def _inner_processors(transformer: FluxTransformer2DModel) -> dict[str, Any]:
+    """FLUX's own processor of each block, in the adapter's order."""
+    processors = transformer.attn_processors
+    return {name: p.inner if isinstance(p, CharacterAttnProcessor) else p for name, p in processors.items()}
+
+
 def _query_scale(attn: Any) -> Tensor:
-    """A copy of the weight of FLUX's query norm: under offload the original is not always there."""
+    """A copy of the scale of FLUX's query norm: offload may take the original away."""
     weight = attn.norm_q.weight
     if weight.is_meta:
         raise ValueError("the transformer's weights are offloaded: set the character adapter before enabling offload")
-    if not weight.all():
-        raise ValueError("FLUX's query norm has a scale of 0 in a channel, which character attention cannot undo")
+    check_query_scale(weight)
     return weight.detach().clone()

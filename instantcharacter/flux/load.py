@@ -57,8 +57,8 @@ CLIP_L = SingleFileModel(
         "eos_token_id": 49407,
     },
     prefix="text_model.",
-    towers=("embeddings.", "encoder.", "final_layer_norm."),
-    telling=("embeddings.token_embedding.weight", 1, "hidden_size"),
+    prefixes=("embeddings.", "encoder.", "final_layer_norm."),
+    width_key=("embeddings.token_embedding.weight", 1, "hidden_size"),
 )
 T5_XXL = SingleFileModel(
     name="T5-XXL's encoder",
@@ -74,8 +74,8 @@ T5_XXL = SingleFileModel(
         "feed_forward_proj": "gated-gelu",
     },
     prefix="",
-    towers=("shared.", "encoder."),
-    telling=("shared.weight", 1, "d_model"),
+    prefixes=("shared.", "encoder."),
+    width_key=("shared.weight", 1, "d_model"),
 )
 VAE = {
     "_class_name": "AutoencoderKL",

@@ -19,10 +19,11 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from ..character.encoders import CharacterEncoder
-from ..character.image import Picture, ResizeMode, open_mask, open_picture
+from ..character.tokens import TokenCache
+from ..files.pictures import Picture, ResizeMode, open_mask, open_picture
 from ..model.adapter import CharacterAdapter
-from ..model.attention import Subject, mask_to_tokens
 from ..model.character import Character
+from ..model.conditioning import Subject, mask_to_tokens
 from ..offload.offloader import Offloader, default_device, free_memory, host_memory, measure, shares_memory
 from ..offload.planning import GIB, RESERVED_FOR_DESKTOP, MemoryPlan, Strategy, plan
 from ..offload.streaming import on_device
@@ -64,6 +65,7 @@ class CharacterPipelineMixin(_Pipeline):
         with self._offload_lifted():
             attach(self.transformer, adapter, compute_on=torch.device(device or default_device()))
             self._state.adapter = adapter
+        self._state.tokens = TokenCache(adapter.projector)
         self._state.fingerprint = attached(self.transformer)
         self._state.characters = _Recent()
 
@@ -76,7 +78,7 @@ class CharacterPipelineMixin(_Pipeline):
         """Make this a plain FLUX pipeline again."""
         with self._offload_lifted():
             detach(self.transformer)
-            self._state.adapter = None
+            self._state.adapter = self._state.tokens = None
         self._state.characters = _Recent()
 
     def set_character_encoder(self, encoder: CharacterEncoder | None) -> None:
@@ -289,16 +291,18 @@ class CharacterPipelineMixin(_Pipeline):
         self, subjects: list[_Part], start: float, end: float, latents: Tensor, positions: Tensor
     ) -> list[list[Subject]]:
         """The subjects to draw at each step of the scheduler's: the one time that the host waits for the GPU."""
+        cache = self._state.tokens
+        assert cache is not None, "set with the adapter"
         timesteps = self.scheduler.timesteps.to(latents.dtype).tolist()
         drawn = _window(len(timesteps), self._first_step, start, end)
         schedule: list[list[Subject]] = [[] for _ in timesteps]
         for character, scale, mask in subjects:
             where = None if mask is None else _region(mask, positions).to(latents)
             at = [timesteps[i] for i in drawn]
-            what = (self._adapter().projector, at, latents.device, latents.dtype)
-            host = self.adapter_host if character.missing(*what) else None
+            request = (character, at, latents.device, latents.dtype)
+            host = self.adapter_host if cache.missing(*request) else None
             with host.resampling() if host else nullcontext():
-                tokens = character.tokens(*what)
+                tokens = cache.tokens(*request)
             for step, step_tokens in zip(drawn, tokens):
                 schedule[step].append(Subject(step_tokens, torch.tensor(scale), where))
         return schedule
@@ -435,6 +439,7 @@ class _State:
     encoder: CharacterEncoder | None = None
     host: AdapterHost | None = None
     fingerprint: str | None = None
+    tokens: TokenCache | None = None
     offload: Offload | None = None
     characters: _Recent[Character] = field(default_factory=_Recent)
     prompts: _Recent[tuple[Tensor, ...]] = field(default_factory=_Recent)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,73 +10,26 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.reading import atomic_write, check_replaceable, read_safetensors
-from ..offload.streaming import on_device
-
-if TYPE_CHECKING:
-    from .projector import CharacterProjector
+from ..files.atomic import atomic_write, check_replaceable
+from ..files.reading import read_safetensors
 
 EXPECTED = "a character file: what Character.save or `python -m instantcharacter encode` wrote"
 FORMAT = "instantcharacter.character"
-RESAMPLED_AT_ONCE = 7
-"""Timesteps in one pass: a GPU is busy then, and needs 0.3 GB for it at the released sizes."""
 
 
 class Character:
-    """One character, ready to be drawn by the adapter that made it.
-
-    Keeps the tokens of the schedule it was last drawn with, so that drawing it again costs no projector.
+    """One character, for the adapter that made it.
 
     Attributes:
-        fused: [1, M, feature_dim], the fused features, about 8 MB in bfloat16; M is 1458 for each picture of it.
-        fingerprint: names the projector that made it, see :meth:`CharacterAdapter.fingerprint`.
-        thumbnail: a small picture of it, if it has one.
+        fused: [1, M, feature_dim], the fused features, about 8 MB in bfloat16; M is 1458 for each reference picture.
+        fingerprint: identifies the projector that made it, see :meth:`CharacterAdapter.fingerprint`.
+        thumbnail: a small picture, or None.
     """
 
     def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
         self.fused = fused
         self.fingerprint = fingerprint
         self.thumbnail = thumbnail
-        self._tokens: WeakKeyDictionary[CharacterProjector, dict[tuple, Tensor]] = WeakKeyDictionary()
-
-    @torch.no_grad()
-    def tokens(
-        self, projector: CharacterProjector, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> list[Tensor]:
-        """What folded character attention attends to at each timestep in [0, 1000], see :mod:`.folding`.
-
-        Computed only where the last schedule has none; those of other timesteps are dropped, so that one schedule
-        is kept: 74 MB for 28 steps at the released sizes.
-
-        Returns:
-            [1, num_tokens, resampler_dim + 8] for each timestep.
-        """
-        kept = self._tokens.get(projector, {})
-        if missing := self.missing(projector, timesteps, device, dtype):
-            resampled = self.resample(projector, missing, device, dtype)
-            drawn_out = zip(missing, resampled, strict=True)  # to its end: only so does it let the resampler go
-            kept.update(((timestep, device, dtype), tokens) for timestep, tokens in drawn_out)
-            self._tokens[projector] = {key: kept[key] for key in ((t, device, dtype) for t in timesteps)}
-        return [kept[timestep, device, dtype] for timestep in timesteps]
-
-    def missing(
-        self, projector: CharacterProjector, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> list[float]:
-        """The timesteps for which :meth:`tokens` would need the resampler."""
-        kept = self._tokens.get(projector, {})
-        return [timestep for timestep in timesteps if (timestep, device, dtype) not in kept]
-
-    @torch.no_grad()
-    def resample(
-        self, projector: CharacterProjector, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> Iterator[Tensor]:
-        """As :meth:`tokens`, computed anew and not kept; the resampler is on the device only meanwhile."""
-        with on_device(projector.resampler, device) as resampler:
-            fused = self.fused.to(resampler.proj_in.weight)
-            for i in range(0, len(timesteps), RESAMPLED_AT_ONCE):
-                at = torch.tensor(timesteps[i : i + RESAMPLED_AT_ONCE], device=device)
-                together = projector.resample(fused, at, folded=True).to(dtype)
-                yield from (tokens.clone() for tokens in together.split(1))
 
     def check_made_by(self, fingerprint: str | None) -> None:
         """Raise ``ValueError`` unless the adapter of this fingerprint made the character."""

@@ -1,52 +1,26 @@
-"""The Q-former's last projection, folded into every block's keys and values.
+"""The resampler's output projection, folded into every block's keys and values.
 
-A character token is ``norm_out(proj_out(latent))``: linear in the latent but for one number, the norm's 1/σ. So keys
-and values, which are linear in the token, are linear in ``[latent / σ, 1 / σ]`` too, and the linear maps between
-multiply out ahead of time:
+A character token is ``norm_out(proj_out(latent))``: linear in the latent but for one number, the norm's 1/σ. Keys and
+values are linear in the token, and so in ``[latent / σ, 1 / σ]``; the linear maps between multiply out ahead of time:
 
     W (γ · C (P x + p) / σ + β) + b  =  (W γ C P) (x / σ)  +  (W γ C p) (1 / σ)  +  (W β + b)
 
-with P, p ``proj_out``, γ, β ``norm_out``, and C the centring of a layer norm. Keys and values then come from 1288
-channels, not from 4096: a third of their weights on the GPU (0.9 GB instead of 2.9), of their arithmetic in a step, and
-of the memory that a schedule's tokens take. Exact up to rounding.
+with P, p the weight and bias of ``proj_out``, γ, β those of ``norm_out``, and C the centring of a layer norm. Keys and
+values then come from 1288 channels in place of 4096, which takes a third of the weights on the GPU (0.9 GB in place of
+2.9), of the arithmetic in a step, and of the memory of a schedule's tokens. Exact up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attend, attend, attend_to_character
-from .projector import FOLDED_CHANNELS
-
-if TYPE_CHECKING:
-    from .adapter import CharacterAdapter
-
-
-class FoldedAttention(nn.Module):
-    """One block's :class:`CharacterAttention` with all that is fixed multiplied out; for drawing, not for training.
-
-    Args:
-        channels: width of folded tokens.
-        dim: width of the FLUX transformer.
-        linear: the class of the two projections; a host may have its own, which moves weights as it likes.
-    """
-
-    def __init__(self, channels: int, dim: int, linear: type[nn.Linear] = nn.Linear) -> None:
-        super().__init__()
-        self.to_k_ip = linear(channels, dim)
-        self.to_v_ip = linear(channels, dim)
-
-    def forward(self, query: Tensor, tokens: Tensor, key_scale: Tensor, attend: Attend = attend) -> Tensor:
-        """As :meth:`CharacterAttention.forward`, for tokens that were resampled with ``folded=True``.
-
-        The scale on the keys, which :meth:`CharacterAttention.key_scale` gives, is worked out once and given.
-        """
-        return attend_to_character(query, self.to_k_ip(tokens), self.to_v_ip(tokens), key_scale, attend)
+from .adapter import CharacterAdapter
+from .attention import FoldedCharacterAttention
+from .resampler import FOLDED_CHANNELS
 
 
 @torch.no_grad()
@@ -56,17 +30,17 @@ def fold(
     dtype: torch.dtype,
     linear: type[nn.Linear] = nn.Linear,
     compute_on: torch.device | None = None,
-) -> Iterator[FoldedAttention]:
-    """The adapter's attention modules, folded, one block at a time; the adapter stays as it is.
+) -> Iterator[FoldedCharacterAttention]:
+    """The adapter's attention modules, folded, one block at a time; the adapter is not changed.
 
-    The products are taken in float32.
+    The products are computed in float32.
 
     Args:
-        adapter: what to fold.
-        device: where the folded weights go.
-        dtype: what they become.
-        linear: see :class:`FoldedAttention`.
-        compute_on: where they are multiplied, ``device`` if not given: a second on a GPU, a minute on a CPU.
+        adapter: to fold.
+        device: of the folded weights.
+        dtype: of the folded weights.
+        linear: see :class:`~.FoldedCharacterAttention`.
+        compute_on: device of the products, ``device`` if None: a second on a GPU, a minute on a CPU.
     """
     compute = compute_on or device
     resampler, config = adapter.projector.resampler, adapter.config
@@ -75,7 +49,7 @@ def fold(
     columns = norm["weight"][:, None] * (columns - columns.mean(dim=0))
     for attention in adapter.attention:
         with torch.device("meta"):
-            folded = FoldedAttention(config.resampler_dim + FOLDED_CHANNELS, config.attention_dim, linear)
+            folded = FoldedCharacterAttention(config.resampler_dim + FOLDED_CHANNELS, config.attention_dim, linear)
         weights = _in_float32(attention, compute)
         state = {}
         for name in ("to_k_ip", "to_v_ip"):
@@ -87,4 +61,5 @@ def fold(
 
 
 def _in_float32(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """A module's state, on a device."""
     return {key: tensor.to(device, torch.float32) for key, tensor in module.state_dict().items()}

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..character.encoders import CharacterEncoder, image_to_crops
 from ..character.image import open_picture
-from ..files.reading import atomic_write, read_safetensors
+from ..files.atomic import atomic_write
+from ..files.reading import read_safetensors
 from ..offload.planning import GIB
 from .config import Preview, TrainingConfig
 from .fingerprint import fingerprint

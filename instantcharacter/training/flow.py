@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..flux.attn_processor import attach
 from ..model.adapter import CharacterAdapter
-from ..model.attention import Subject
+from ..model.conditioning import Subject
 
 
 class CharacterFlow(nn.Module):

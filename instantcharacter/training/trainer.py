@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from ..files.reading import atomic_write
+from ..files.atomic import atomic_write
 from ..model.adapter import CharacterAdapter
 from .config import TrainingConfig
 from .examples import Batch, Examples, Held, in_order

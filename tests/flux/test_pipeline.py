@@ -21,8 +21,8 @@ from instantcharacter import (
     InstantCharacterInpaintPipeline,
     InstantCharacterPipeline,
 )
-from instantcharacter.flux.attn_processor import LearningAttention, attach
-from instantcharacter.model.attention import Subject, add_subjects, attend, mask_to_tokens
+from instantcharacter.flux.attn_processor import attach
+from instantcharacter.model.conditioning import Subject, add_subjects, mask_to_tokens
 
 CPU_GROUP_OFFLOAD = Version(diffusers.__version__) >= Version("0.36")
 
@@ -152,9 +152,10 @@ def test_character_is_added_in_its_region_only(adapter, fused):
     query, where = torch.randn(1, 24, 2, 128), mask_to_tokens(half("right"), 4, 6)
     hidden = torch.zeros(1, 24, 256)
     tokens = adapter.projector.resample(fused, torch.tensor([500.0]))
-    attention = LearningAttention(adapter.attention[0], torch.ones(128))
+    attention = adapter.attention[0]
     with torch.no_grad():
-        add_subjects(hidden, query, [Subject(tokens, torch.tensor(0.9), where)], attention, attend)
+        subject = Subject(tokens, torch.tensor(0.9), where)
+        add_subjects(hidden, query, [subject], attention, attention.key_scale(torch.ones(128)))
     hidden = hidden.unflatten(1, (4, 6))
     assert not hidden[:, :, :3].any()
     assert hidden[:, :, 3:].abs().min(dim=-1).values.max() > 0

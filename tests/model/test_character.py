@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from safetensors.torch import save_file
 from support import recorded
 
-from instantcharacter import Character, CharacterAdapter, CharacterFeatures
-from instantcharacter.character.image import thumbnail
-from instantcharacter.offload.streaming import on_device
-
-CPU = torch.device("cpu")
+from instantcharacter import Character, CharacterFeatures
+from instantcharacter.files.pictures import thumbnail
 
 
 def test_character_is_the_fused_features(adapter):
@@ -26,8 +21,8 @@ def test_views_of_one_character_are_read_together(adapter):
     character = adapter.create_character(*views)
     apart = [adapter.create_character(view).fused for view in views]
     assert torch.equal(character.fused, torch.cat(apart, dim=1))
-    (together,) = character.tokens(adapter.projector, [500.0], CPU, torch.float32)
-    (first,) = Character(apart[0], adapter.fingerprint()).tokens(adapter.projector, [500.0], CPU, torch.float32)
+    timestep = torch.tensor([500.0])
+    together, first = (adapter.projector.resample(fused, timestep) for fused in (character.fused, apart[0]))
     assert together.shape == first.shape
     assert recorded.error(together, first) > 1e-3
 
@@ -44,45 +39,6 @@ def test_thumbnail_is_kept_with_the_character(adapter, tmp_path):
 def test_character_of_no_picture_is_refused(adapter):
     with pytest.raises(ValueError, match="at least one picture"):
         adapter.create_character()
-
-
-def test_one_schedule_is_resampled_once(adapter, character, resampled):
-    first = character.tokens(adapter.projector, [900.0, 500.0], CPU, torch.float32)
-    second = character.tokens(adapter.projector, [900.0, 500.0], CPU, torch.float32)
-    assert resampled == [900.0, 500.0]
-    assert all(one is other for one, other in zip(first, second))
-
-
-def test_only_new_timesteps_are_resampled_and_old_ones_dropped(adapter, character, resampled):
-    for schedule in ([900.0, 500.0], [500.0, 100.0], [900.0]):
-        character.tokens(adapter.projector, schedule, CPU, torch.float32)
-    assert resampled == [900.0, 500.0, 100.0, 900.0]
-
-
-def test_kept_tokens_hold_no_others_in_memory(adapter, character):
-    schedule = [100.0 * i for i in range(1, 10)]
-    for tokens in character.tokens(adapter.projector, schedule, CPU, torch.float32):
-        assert tokens.untyped_storage().nbytes() == tokens.numel() * tokens.element_size()
-
-
-def test_tokens_have_the_dtype_asked_for(adapter, character, resampled):
-    for dtype in (torch.float32, torch.bfloat16):
-        (tokens,) = character.tokens(adapter.projector, [500.0], CPU, dtype)
-        assert tokens.dtype == dtype
-        assert torch.allclose(
-            tokens.float(),
-            adapter.projector.resample(character.fused, torch.tensor([500.0]), folded=True),
-            atol=0.05,
-        )
-
-
-def test_tokens_go_with_their_adapter(character):
-    adapter = recorded.adapter()
-    character.tokens(adapter.projector, [500.0], CPU, torch.float32)
-    assert len(character._tokens) == 1
-    del adapter
-    gc.collect()
-    assert len(character._tokens) == 0
 
 
 def test_saved_character_is_loaded(character, tmp_path):
@@ -139,20 +95,3 @@ def test_several_pictures_at_once_are_refused(adapter):
     features = [tensor.expand(2, -1, -1) for tensor in recorded.features(tokens=9)]
     with pytest.raises(ValueError, match="one picture, not of 2"):
         adapter.create_character(CharacterFeatures(*features))
-
-
-def test_wrong_fused_features_and_timesteps_are_refused(adapter):
-    with pytest.raises(ValueError, match=r"\[1, 9, 64\]; expected \[batch, tokens, 80\]"):
-        adapter.projector.resample(torch.zeros(1, 9, 64), torch.tensor([1.0]))
-    with pytest.raises(ValueError, match=r"timestep is \[3\]; expected \[1\] or \[2\]"):
-        adapter.projector.resample(torch.zeros(2, 9, 80), torch.tensor([1.0, 2.0, 3.0]))
-
-
-def test_lent_weights_come_home(adapter: CharacterAdapter):
-    adapter.register_buffer("note", torch.ones(2))
-    home = {name: tensor.data_ptr() for name, tensor in adapter.state_dict().items()}
-    with pytest.raises(RuntimeError, match="on the way"), on_device(adapter, torch.device("meta")) as away:
-        assert away is adapter
-        assert all(tensor.is_meta for tensor in adapter.state_dict().values())
-        raise RuntimeError("on the way")
-    assert {name: tensor.data_ptr() for name, tensor in adapter.state_dict().items()} == home

@@ -55,7 +55,10 @@ def test_loaded_adapter_can_be_trained(path):
     fused = adapter.projector.fuse(*recorded.features(tokens=7))
     tokens = adapter.projector.resample(fused, torch.tensor([500.0]))
     query, scale = torch.randn(1, 5, 2, 128), torch.rand(128) + 0.5
-    sum(attention(query, tokens, scale).pow(2).sum() for attention in adapter.attention).backward()
+    sum(
+        attention(query, tokens, attention.key_scale(scale), torch.tensor(1.0)).pow(2).sum()
+        for attention in adapter.attention
+    ).backward()
     without = [name for name, parameter in adapter.named_parameters() if parameter.grad is None]
     assert not without
     assert all(parameter.grad.isfinite().all() for parameter in adapter.parameters())
@@ -227,7 +230,7 @@ def test_interrupted_saving_leaves_the_old_file(tmp_path, adapter, monkeypatch):
         partial.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instantcharacter.model.adapter.save_file", full_disk)
+    monkeypatch.setattr("instantcharacter.model.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         adapter.save(path)
     assert path.read_bytes() == before

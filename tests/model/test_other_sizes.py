@@ -11,7 +11,8 @@ from support.recorded import error
 
 from instantcharacter import AdapterConfig
 from instantcharacter.flux.attn_processor import attach
-from instantcharacter.model.attention import CharacterAttention, Subject
+from instantcharacter.model.attention import CharacterAttention
+from instantcharacter.model.conditioning import Subject
 from instantcharacter.model.folding import fold
 
 CONFIGS = [
@@ -43,7 +44,8 @@ def test_attention_follows_the_mathematics_on_the_raw_query(seed, batch):
     attention = fill_module_(CharacterAttention(dim=96, heads=3, token_dim=40), "ip_adapter.7.", seed)
     raw, flux_scale = inputs("raw", (batch, 11, 96), seed), 1 + 0.5 * inputs("flux", (32,), seed)
     tokens = inputs("tokens", (1, 6, 40), seed)
-    seen = attention(naive.rms(raw, flux_scale, 3).unflatten(-1, (3, -1)), tokens, flux_scale)
+    query = naive.rms(raw, flux_scale, 3).unflatten(-1, (3, -1))
+    seen = attention(query, tokens, attention.key_scale(flux_scale), torch.tensor(1.0))
     by_hand = naive.character_attention(attention.state_dict(), 3, raw, tokens.expand(batch, -1, -1))
     assert error(seen, by_hand) < 1e-5
 
@@ -58,8 +60,9 @@ def test_folded_attention_sees_what_the_unfolded_sees(config):
     head_dim = config.attention_dim // config.attention_heads
     query, scale = inputs("query", (2, 9, config.attention_heads, head_dim), 5), torch.full((head_dim,), 0.7)
     for attention, folded in zip(adapter.attention, fold(adapter, scale.device, scale.dtype), strict=True):
-        seen = folded(query, folded_tokens, attention.key_scale(scale))
-        assert error(seen, attention(query, tokens, scale)) < 1e-5
+        key_scale, strength = attention.key_scale(scale), torch.tensor(0.8)
+        seen = folded(query, folded_tokens, key_scale, strength)
+        assert error(seen, attention(query, tokens, key_scale, strength)) < 1e-5
 
 
 @pytest.mark.parametrize("seed", SEEDS)

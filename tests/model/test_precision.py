@@ -47,9 +47,10 @@ def test_attention_agrees():
     low, high = rounded(CharacterAttention(dim=256, heads=2, token_dim=64))
     query, tokens = inputs("query", (2, 24, 2, 128)).to(BF16), inputs("tokens", (1, 16, 64)).to(BF16)
     scale = torch.linspace(0.5, 2, 128).to(BF16)
-    seen = low(query, tokens, scale)
+    strength = torch.tensor(1.0)
+    seen = low(query, tokens, low.key_scale(scale), strength)
     assert seen.dtype == BF16
-    assert error(seen, high(query.float(), tokens.float(), scale.float())) < TOLERANCE
+    assert error(seen, high(query.float(), tokens.float(), high.key_scale(scale.float()), strength)) < TOLERANCE
 
 
 def test_pipelines_agree(fused):

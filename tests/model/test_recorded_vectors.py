@@ -13,7 +13,7 @@ from support.recorded import error
 
 from instantcharacter import AdapterConfig, CharacterAdapter, InstantCharacterPipeline
 from instantcharacter.flux.attn_processor import attach
-from instantcharacter.model.attention import Subject
+from instantcharacter.model.conditioning import Subject
 
 EXPECTED = recorded.expected()
 BLOCK_TOLERANCE = 1e-5

@@ -13,6 +13,7 @@ from support.pretended_cuda import CPU, CUDA, PretendedCuda
 from torch import nn
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterImg2ImgPipeline
+from instantcharacter.character.tokens import TokenCache
 from instantcharacter.offload.planning import STRATEGIES, MemoryPlan
 from instantcharacter.offload.streaming import on_device, pin
 
@@ -113,7 +114,7 @@ def test_a_character_is_made_where_the_fusion_is(card):
     character = adapter.create_character(on_card(FEATURES))
     assert character.fingerprint == expected
     assert character.fused.device == CUDA
-    (tokens,) = character.tokens(adapter.projector, [500.0], CUDA, torch.float32)
+    (tokens,) = TokenCache(adapter.projector).tokens(character, [500.0], CUDA, torch.float32)
     assert tokens.device == CUDA
     assert devices(adapter.projector.resampler) == {CPU}
 

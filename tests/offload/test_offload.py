@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, Dinov2Model, SiglipVisionModel, T5Encode
 from instantcharacter import CharacterAdapter, InstantCharacterPipeline
 from instantcharacter.character import encoders
 from instantcharacter.flux import load as flux_files
-from instantcharacter.model.folding import FoldedAttention
+from instantcharacter.model.attention import FoldedCharacterAttention
 from instantcharacter.offload import offloader as arrangement
 from instantcharacter.offload import planning as memory
 from instantcharacter.offload.offloader import TILE, Offloader, default_device, free_memory, measure, roots
@@ -67,7 +67,7 @@ def test_released_sizes_are_those_of_the_released_models():
         with torch.device("meta"):
             transformer = FluxTransformer2DModel(guidance_embeds=True)
             for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-                block.folded = FoldedAttention(1288, 3072)
+                block.folded = FoldedCharacterAttention(1288, 3072)
                 block.register_buffer("key_scale", torch.empty(128))
             siglip = encoders.SIGLIP.config(**encoders.SIGLIP.released)
             siglip.vision_use_head = False

@@ -156,7 +156,7 @@ def test_what_was_learned_draws_in_the_pipeline(config, models):
     learned = flow(noisy, sigma, torch.tensor([3.5]), batch.prompts[:1], batch.pooled[:1], features, place)
     fused = adapter.projector.fuse(*features)
     tokens = adapter.projector.resample(fused, 1000 * sigma, folded=True)
-    from instantcharacter.model.attention import Subject
+    from instantcharacter.model.conditioning import Subject
 
     drawn = pipeline.transformer(
         hidden_states=noisy,

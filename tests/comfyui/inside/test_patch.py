@@ -19,8 +19,7 @@ from instantcharacter import InstantCharacterPipeline
 from instantcharacter.comfyui import model_patch as comfy_patch
 from instantcharacter.comfyui.hosting import HostedAdapter
 from instantcharacter.comfyui.model_patch import KEY, CharacterConditioning
-from instantcharacter.flux.attn_processor import LearningAttention
-from instantcharacter.model.attention import Subject
+from instantcharacter.model.conditioning import Subject
 
 EXPECTED = recorded.expected()
 
@@ -59,10 +58,10 @@ def test_flux_is_the_recorded_one(model, drawn, adapter, scale):
     options = drawn().model_options["transformer_options"]
     if scale is not None:
         scales = [norm.weight.detach() for norm in comfy_patch._query_norms(flux)]
-        attention = [LearningAttention(*pair) for pair in zip(adapter.adapter.attention, scales, strict=True)]
+        unfolded = adapter.adapter.attention
+        key_scales = [block.key_scale(scale) for block, scale in zip(unfolded, scales, strict=True)]
         tokens = inputs("character_tokens", (2, 16, 64), recorded.SEED)
-        unfolded = [lambda query, tokens, _, attend, block=block: block(query, tokens, attend) for block in attention]
-        part = comfy_patch._Drawn([Subject(tokens, torch.tensor(scale))], unfolded, [None] * 4)
+        part = comfy_patch._Drawn([Subject(tokens, torch.tensor(scale))], unfolded, key_scales)
         options[KEY] = comfy_patch._Step(run=None, drawn=[part], picture_tokens=24, double_blocks=2)
     with torch.no_grad():
         out = flux(

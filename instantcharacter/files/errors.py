@@ -1,0 +1,9 @@
+"""Errors of libraries, quoted in ours."""
+
+from __future__ import annotations
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that is not blank, or the name of its class."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

@@ -1,0 +1,162 @@
+"""Adapter files: the released ``.bin`` and ``.safetensors``, read and written.
+
+Keys in a file begin with ``image_proj`` and ``ip_adapter``, those of :class:`~.CharacterAdapter` with ``projector`` and
+``attention``. A ``.safetensors`` file carries its sizes and its fingerprint in its metadata; the sizes of a ``.bin``
+may lie in a ``.json`` of its name beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files.atomic import atomic_write
+from ..files.reading import read_pickle, read_safetensors
+from .config import AdapterConfig
+
+logger = logging.getLogger(__name__)
+
+EXPECTED = (
+    "an InstantCharacter adapter: instantcharacter_ip-adapter.bin of tencent/InstantCharacter, "
+    "or a file that `convert` made from it"
+)
+FORMAT = "instantcharacter.adapter"
+SUFFIXES = (".safetensors", ".bin")
+PREFIXES = {"image_proj": "projector", "ip_adapter": "attention"}
+"""Prefix of a key in a file → prefix in :class:`~.CharacterAdapter`."""
+
+OTHER_FORMATS = {
+    "InstantX's IP-Adapter for FLUX.1": (".proj.0.", ".proj.2."),
+    "XLabs' IP-Adapter for FLUX.1": ("ip_adapter_proj_model.", ".processor.ip_adapter_"),
+    "PuLID": ("pulid_",),
+    "an IP-Adapter for Stable Diffusion": ("image_proj.proj.weight", "image_proj.latents"),
+    "PhotoMaker": ("id_encoder",),
+    "FLUX.1 Redux, a style model": ("redux_up.",),
+    "a LoRA": ("lora_A.", "lora_down.", "lora_unet_"),
+    "FLUX itself": ("double_blocks.", "transformer_blocks."),
+}
+"""Files that are mistaken for an adapter → parts of their keys; the first match counts."""
+
+
+class Checkpoint(NamedTuple):
+    """The contents of an adapter file.
+
+    Attributes:
+        weights: memory-mapped, under the keys of :class:`~.CharacterAdapter`.
+        config: the sizes, if the file states them.
+        fingerprint: see :meth:`~.CharacterAdapter.fingerprint`, if the file states it.
+    """
+
+    weights: dict[str, Tensor]
+    config: AdapterConfig | None
+    fingerprint: str | None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read an adapter file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is empty, cut off, or of another kind.
+    """
+    fingerprint = None
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path, EXPECTED)
+        config = _parse_config(metadata["config"], path) if "config" in metadata else None
+        fingerprint = metadata.get("fingerprint")
+    else:
+        tensors, sizes = _read_bin(path), path.with_suffix(".json")
+        config = _parse_config(sizes.read_text(encoding="utf-8"), sizes) if sizes.is_file() else None
+    weights = {}
+    for key, tensor in tensors.items():
+        prefix, _, rest = key.partition(".")
+        weights[f"{PREFIXES.get(prefix, prefix)}.{rest}"] = tensor
+    return Checkpoint(weights, config, fingerprint)
+
+
+def write_checkpoint(path: Path, weights: Mapping[str, Tensor], config: AdapterConfig, fingerprint: str) -> None:
+    """Write an adapter file, whole or not at all.
+
+    Args:
+        path: ``.safetensors``, or ``.bin`` for the released layout, a pickle of two dictionaries.
+        weights: under the keys of :class:`~.CharacterAdapter`.
+        config: the sizes.
+        fingerprint: see :meth:`~.CharacterAdapter.fingerprint`.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the disk is full or read-only; a file that was there before is unchanged.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"an adapter is saved as .safetensors or .bin, not as {path.suffix or 'a name without ending'}"
+        )
+    parts = {
+        prefix: {key.partition(".")[2]: tensor for key, tensor in weights.items() if key.startswith(f"{module}.")}
+        for prefix, module in PREFIXES.items()
+    }
+    with atomic_write(path) as partial:
+        if path.suffix == ".bin":
+            torch.save(parts, partial)
+        else:
+            flat = {f"{prefix}.{key}": t.contiguous() for prefix, part in parts.items() for key, t in part.items()}
+            metadata = {"format": FORMAT, "config": json.dumps(asdict(config)), "fingerprint": fingerprint}
+            save_file(flat, partial, metadata)
+
+
+def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise ``ValueError`` unless a file has all expected weights in their shapes; warn of weights beyond them."""
+    if missing := [key for key in expected if key not in weights]:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of {len(expected)} weights: {_first_three(missing)}.{_likeness(weights)} "
+            f"Expected {EXPECTED}."
+        )
+    wrong = [
+        f"{key} is {list(weights[key].shape)}, not {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if weights[key].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(f"{path} has {len(wrong)} weights of other sizes: {_first_three(wrong)}. Expected {EXPECTED}.")
+    if unexpected := [key for key in weights if key not in expected]:
+        logger.warning("%s has %d weights that are not used: %s", path, len(unexpected), _first_three(unexpected))
+
+
+def _parse_config(text: str, path: Path) -> AdapterConfig:
+    try:
+        return AdapterConfig(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} states sizes that cannot be read ({error}). Expected {EXPECTED}.") from error
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    parts = read_pickle(path, EXPECTED)
+    if not isinstance(parts, dict) or not all(isinstance(parts.get(prefix), dict) for prefix in PREFIXES):
+        found = list(parts)[:5] if isinstance(parts, dict) else [type(parts).__name__]
+        raise ValueError(f"{path} holds {found}, not {list(PREFIXES)}.{_likeness(found)} Expected {EXPECTED}.")
+    flat = {f"{prefix}.{key}": tensor for prefix in PREFIXES for key, tensor in parts[prefix].items()}
+    if other := [key for key, tensor in flat.items() if not isinstance(tensor, Tensor)]:
+        raise ValueError(f"{path} holds values that are not a tensor: {_first_three(other)}. Expected {EXPECTED}.")
+    return flat
+
+
+def _likeness(keys: Iterable[Any]) -> str:
+    """A sentence that names the one of :data:`OTHER_FORMATS` that has such keys, or nothing."""
+    names = [re.sub("^projector", "image_proj", str(key)) for key in keys]
+    for name, parts in OTHER_FORMATS.items():
+        if any(part in key for key in names for part in parts):
+            return f" It looks like {name}."
+    return ""
+
+
+def _first_three(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", …" if len(items) > 3 else "")

@@ -1,0 +1,54 @@
+"""The sizes of an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The sizes of an adapter; the defaults are those of the released checkpoint.
+
+    Attributes:
+        feature_dim: width of SigLIP's and DINOv2's features together, 1152 + 1536.
+        fusion_layers: transformer blocks in each of the two fusions.
+        fusion_heads: their attention heads.
+        resampler_dim: width of the Q-former.
+        resampler_layers: its layers.
+        resampler_heads: its attention heads.
+        num_tokens: tokens a character has.
+        token_dim: their width.
+        attention_dim: width of the FLUX transformer.
+        attention_heads: its attention heads.
+        num_attention_blocks: its double-stream and single-stream blocks together, 19 + 38.
+
+    Raises:
+        ValueError: a size below one, or a width that its heads do not divide.
+    """
+
+    feature_dim: int = 2688
+    fusion_layers: int = 4
+    fusion_heads: int = 42
+    resampler_dim: int = 1280
+    resampler_layers: int = 4
+    resampler_heads: int = 20
+    num_tokens: int = 1024
+    token_dim: int = 4096
+    attention_dim: int = 3072
+    attention_heads: int = 24
+    num_attention_blocks: int = 57
+
+    def __post_init__(self) -> None:
+        for name, size in asdict(self).items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}; expected a whole number of at least 1")
+        for width, heads in (
+            ("feature_dim", "fusion_heads"),
+            ("resampler_dim", "resampler_heads"),
+            ("attention_dim", "attention_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
+
+
+RELEASED = AdapterConfig()

@@ -36,9 +36,10 @@ def demo(options: DemoOptions) -> None:
     """Generate the demo's sheet and write it as PNG.
 
     Raises:
-        OSError: no such reference picture, or the output cannot be written.
+        OSError: no toy models, no such reference picture, or the output cannot be written.
         ValueError: the reference is not a picture, or the output's name does not end in .png.
     """
+    catalog.toy("flux")  # raises where pip installed the package without the toy models
     check_picture_output(options.output, options.reference)
     page = generate_demo(options.reference)
     with atomic_write(options.output) as partial:

@@ -279,12 +279,13 @@ def check_that_nothing_waits(
     transformer: FluxTransformer2DModel, adapter: CharacterAdapter, fused: torch.Tensor
 ) -> None:
     """Run pipeline steps with CUDA made to fail on any wait of the host for the GPU."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+    from diffusers import AutoencoderKL
 
     from instantcharacter import InstantCharacterPipeline
+    from instantcharacter.flux.scheduler import flux_scheduler
 
     vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=16)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    scheduler = flux_scheduler()
     pipeline = InstantCharacterPipeline(scheduler, vae, None, None, None, None, transformer)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.to("cuda")

@@ -31,14 +31,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import psutil
 import torch
 from adapter import DTYPE, GIB, Device, built, print_versions, random_adapter, random_encoder, random_flux
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL
 from PIL import Image
 from support import tiny
 from transformers import CLIPTextModel, T5EncoderModel
 
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.flux import load as flux_files
-from instantcharacter.offload import planning as memory
+from instantcharacter.flux.scheduler import flux_scheduler
+from instantcharacter.offload import STRATEGIES
 
 RUNS = ("none", "24", "16", "12", "8", "6", "16+fp8", "compile", "compile+again", "16+compile")
 """A cap in GiB or a strategy, and what else; again: in a process that finds on disk what another one compiled."""
@@ -122,7 +123,7 @@ def random_pipeline(device: Device, fp8: bool) -> InstantCharacterPipeline:
     else:
         vae = {name: value for name, value in flux_files.VAE.items() if name != "_class_name"}
         parts = {
-            "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            "scheduler": flux_scheduler(),
             "tokenizer": tiny.byte_tokenizer(flux_files.CLIP_LENGTH),
             "tokenizer_2": tiny.byte_tokenizer(flux_files.T5_LENGTH),
             "transformer": random_flux(device),
@@ -152,7 +153,7 @@ def plain_step(pipeline: InstantCharacterPipeline, device: Device) -> float:
 
 def arrange(pipeline: InstantCharacterPipeline, cap: str, device: Device) -> dict[str, Any]:
     """Take the models to where the plan has them, and then away what is above the cap."""
-    strategy = cap if cap in memory.STRATEGIES else "none" if cap in ("fp8", "compile") else "auto"
+    strategy = cap if cap in STRATEGIES else "none" if cap in ("fp8", "compile") else "auto"
     gib = float(cap) if strategy == "auto" else None
     plan = pipeline.enable_character_offload(strategy, gib)
     if not device.tiny:
@@ -201,8 +202,7 @@ class Drawing:
         )
         self.seconds = time.perf_counter() - begin
         self.step = statistics.median(self._between(*pair) for pair in itertools.pairwise(marks))
-        state = self.pipeline._state  # each picture is to be a whole one
-        state.prompts, state.characters = type(state.prompts)(), type(state.characters)()
+        self.pipeline.clear_cache()  # each picture is to be a whole one
         return kept[0].cpu()
 
     def _now(self) -> Any:

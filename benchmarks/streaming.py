@@ -25,8 +25,8 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from instantcharacter.flux.attn_processor import attach
-from instantcharacter.offload import planning as memory
-from instantcharacter.offload.offloader import _size, blocks_of
+from instantcharacter.offload.planning import spread
+from instantcharacter.offload.sizes import blocks_of, module_bytes
 from instantcharacter.offload.streaming import OffloadedModule
 
 GIB = 2**30
@@ -52,16 +52,16 @@ def main() -> None:
 
         print(f"all resident: {milliseconds(device, step):.1f} ms")
         blocks = blocks_of("transformer", transformer)
-        sizes = [_size(block) for block in blocks]
+        sizes = [module_bytes(block) for block in blocks]
         for rate in (0.1, 0.43, 1.0):
-            streamed = [blocks[i] for i in memory.spread(sizes, rate * max(sizes))]
-            print(f"{len(streamed)} blocks, {sum(map(_size, streamed)) / GIB:.2f} GiB a step:")
+            streamed = [blocks[i] for i in spread(sizes, rate * max(sizes))]
+            print(f"{len(streamed)} blocks, {sum(map(module_bytes, streamed)) / GIB:.2f} GiB a step:")
             measure(device, transformer, streamed, step)
 
 
 def measure(device: Device, transformer: nn.Module, streamed: Sequence[nn.Module], step: Callable) -> None:
     where = torch.device(device.name)
-    visitor = OffloadedModule(transformer, streamed, where, stays=True, pinned=True, on_out_of_memory=sys.exit)
+    visitor = OffloadedModule(transformer, streamed, where, resident=True, pinned=True, on_out_of_memory=sys.exit)
     print(f"  ours: {milliseconds(device, step):.1f} ms")
     visitor.remove()  # the weights stay pinned in host memory, where diffusers takes them from
     for settings in ({"record_stream": False}, {"record_stream": True}):

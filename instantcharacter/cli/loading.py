@@ -16,7 +16,7 @@ from ..flux.lora import load_lora
 from ..flux.pipeline import InstantCharacterPipeline
 from ..model.adapter import CharacterAdapter
 from ..model.character import Character
-from ..offload.offloader import default_device
+from ..offload.devices import default_device
 from ..offload.streaming import on_device
 from .errors import hub_errors
 from .options import EncodeOptions, GenerateOptions

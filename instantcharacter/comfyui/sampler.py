@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..flux.attn_processor import compute_dtype
+from ..flux.latents import unpack
 from ..flux.pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
-from ..offload.planning import GIB, Strategy
+from ..offload import GIB, Strategy
 from .hosting import HostedAdapter, HostedCharacter, hosted, load, release
 from .values import images
 
@@ -178,16 +179,16 @@ class HostedPipeline:
             self.pipeline.disable_character_offload()  # planned anew below, once ComfyUI has unloaded what it can
             self.pipeline.set_character_adapter(adapter.adapter, self._device)
             self.pipeline.adapter_host = self._adapter = adapter
-        if self.pipeline._offload is None:  # after the adapter, which would have the weights pinned twice
+        if self.pipeline.offloader is None:  # after the adapter, which would have the weights pinned twice
             self._offload()
-        assert self.pipeline._offload is not None
-        arrangement = self.pipeline._offload.arrangement
-        plan = arrangement.plan
-        placed = arrangement, plan.staying, plan.streamed
+        offloader = self.pipeline.offloader
+        assert offloader is not None
+        plan = offloader.plan
+        placed = offloader, plan.resident_components, plan.streamed
         if placed != self._placed:  # the first, or one that larger pictures or lack of memory brought
             if self._staying:
                 release(self._staying)
-            staying = arrangement.staying()
+            staying = offloader.resident_modules()
             self._staying = hosted(FluxWeights(staying)) if staying else None
             self._placed = placed
         beside = plan.predicted_peak - plan.resident
@@ -302,7 +303,7 @@ class _Watch:
 
     def __init__(self, width: int, height: int, steps: int) -> None:
         self.samples = torch.empty(0)
-        self._size = (height, width)
+        self._size = (height // 8, width // 8)  # of the latents
         self._steps = steps
         self._bar = comfy.utils.ProgressBar(steps)
         self._format = comfy.latent_formats.Flux()
@@ -315,7 +316,7 @@ class _Watch:
         self._bar.update_absolute(step + 1, self._steps, self._preview(pipeline, latents))
         self._before = latents
         if step + 1 >= pipeline.num_timesteps:
-            self.samples = self._format.process_out(self._unpack(pipeline, latents))
+            self.samples = self._format.process_out(self._unpack(latents))
         return {}
 
     def _preview(self, pipeline: Any, latents: Tensor) -> Any:
@@ -324,9 +325,9 @@ class _Watch:
             return None
         sigmas, now = pipeline.scheduler.sigmas, pipeline.scheduler.step_index
         velocity = (latents - self._before) / (sigmas[now] - sigmas[now - 1])
-        seen = self._unpack(pipeline, latents - sigmas[now] * velocity)
+        seen = self._unpack(latents - sigmas[now] * velocity)
         return self._previewer.decode_latent_to_preview_image("JPEG", seen.float())
 
-    def _unpack(self, pipeline: Any, latents: Tensor) -> Tensor:
+    def _unpack(self, latents: Tensor) -> Tensor:
         """FLUX's tokens, [B, S, 64], as latents, [B, 16, h, w]."""
-        return pipeline._unpack_latents(latents, *self._size, pipeline.vae_scale_factor)
+        return unpack(latents, *self._size)

@@ -8,52 +8,60 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
+
+from .hooks import has_accelerate_hook, has_diffusers_hooks
 
 logger = logging.getLogger(__name__)
 
 
 class CompiledForward:
-    """A block's ``forward``, compiled at its first call; as it was, from the first failure of any block's on.
+    """A block's ``forward``, compiled at its first call; the original one after compiling failed for any block.
+
+    It replaces ``forward``, where ``nn.Module.compile`` would compile the module's hooks too: those that stream the
+    block's weights must stay outside of the graph.
 
     Args:
         forward: of the block.
-        failed: what went wrong with any of the blocks, shared by them all.
+        failures: the error of the first block that failed to compile, shared by all blocks.
     """
 
-    def __init__(self, forward: Any, failed: list[str]) -> None:
+    def __init__(self, forward: Any, failures: list[str]) -> None:
         self.forward = forward
         self._compiled = torch.compile(forward, fullgraph=True)
-        self._failed = failed
+        self._failures = failures
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._failed:
+        if self._failures:
             return self.forward(*args, **kwargs)
         try:
             return self._compiled(*args, **kwargs)
-        except TorchDynamoException as error:
-            self._failed.append(_first_lines(error))
-            logger.warning("FLUX runs without being compiled: %s", self._failed[0])
-        return self.forward(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # torch's own exceptions for compiling are private
+            reason = _first_lines(error)
+        output = self.forward(*args, **kwargs)  # raises again what was FLUX's error, and not the compiler's
+        self._failures.append(reason)
+        logger.warning("FLUX runs without being compiled: %s", reason)
+        return output
 
 
 def compile_blocks(transformer: FluxTransformer2DModel) -> bool:
-    """Have FLUX's blocks compiled when they first run, which takes about half a minute.
+    """Have FLUX's blocks compiled at their first run, which takes about half a minute.
 
-    Another prompt, character, scale or seed needs no more of it; another size of picture does once. torch keeps what it
-    compiled on disk (``TORCHINDUCTOR_CACHE_DIR``), so that another process starts faster. Weights that stream may be
-    compiled too: what brings them is outside.
+    Another prompt, character, scale or seed compiles nothing anew; another size of picture does, once. torch caches
+    compiled code on disk (``TORCHINDUCTOR_CACHE_DIR``), so that another process starts faster. Blocks whose weights
+    stream may be compiled too: the hooks that copy weights are outside of the graph.
 
     Returns:
         Whether they will be; if not, a warning says why.
     """
-    if reason := _in_the_way(transformer):
+    if reason := _obstacle(transformer):
         logger.warning("FLUX runs without being compiled: %s", reason)
         return False
-    failed: list[str] = []
+    failures: list[str] = []
     for block in _blocks(transformer):
         if not isinstance(block.forward, CompiledForward):
-            block.forward = CompiledForward(block.forward, failed)
+            block.forward = CompiledForward(block.forward, failures)
     return True
 
 
@@ -61,14 +69,14 @@ def _blocks(transformer: FluxTransformer2DModel) -> list[nn.Module]:
     return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
 
-def _in_the_way(transformer: FluxTransformer2DModel) -> str:
-    """Why its blocks cannot be compiled."""
+def _obstacle(transformer: FluxTransformer2DModel) -> str:
+    """The reason for which the blocks cannot be compiled; empty if they can."""
     if getattr(transformer, "is_quantized", False):
         return "its weights are quantised"
     modules = [module for block in _blocks(transformer) for module in block.modules()]
-    if any(hasattr(module, "_diffusers_hook") for module in modules):
+    if any(map(has_diffusers_hooks, modules)):
         return "its weights are stored in fp8, and cast at each layer"
-    if any(hasattr(module, "_hf_hook") for module in modules):
+    if any(map(has_accelerate_hook, modules)):
         return 'its layers come one at a time; with another offload strategy than "sequential" they can be'
     return ""
 

@@ -11,14 +11,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, GGUFQuantizationConfig
+from diffusers import AutoencoderKL, FluxTransformer2DModel, GGUFQuantizationConfig
 from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ..files.reading import check_file, read_json, read_safetensors, refuse_code
 from ..files.single_file import SingleFileModel
+from .hooks import has_diffusers_hooks
 from .layout import BLOCKS, OWN, diffusers_layers, own_part, to_diffusers
 from .pipeline import InstantCharacterPipeline
+from .scheduler import flux_scheduler
 from .variants import FLUX_1, INPUT, Shapes, variant
 
 logger = logging.getLogger(__name__)
@@ -145,7 +147,7 @@ def store_in_fp8(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> Non
     """Keep FLUX's large weights in 8 bits (e4m3), layer by layer; its norms in ``dtype``, as the arithmetic."""
     transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype)
     for module in transformer.modules():
-        if not hasattr(module, "_diffusers_hook"):
+        if not has_diffusers_hooks(module):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
 
@@ -193,9 +195,8 @@ def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict
     """All that a pipeline takes, for FLUX in one file."""
     if "vae" not in parts:
         raise ValueError(f"{files.flux} comes without a VAE: choose {EXPECTED_VAE}")
-    guided = transformer.config.guidance_embeds
     return {
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0 if guided else 1.0, use_dynamic_shifting=guided),
+        "scheduler": flux_scheduler(guided=transformer.config.guidance_embeds),
         "text_encoder": None,
         "text_encoder_2": None,
         "tokenizer": _tokenizer(files.clip_tokenizer, CLIP_LENGTH) if files.clip_l else None,

@@ -1,9 +1,10 @@
-"""Memory plans: which weights stay on the GPU, which come when they are needed, and what that takes.
+"""Memory plans: which weights stay on the GPU, which are moved there when they are needed, and the peak of that.
 
-A picture is drawn in phases: text, reference picture, denoising, decoding. What stays on the GPU is there in all of
-them; beside it, each phase has its own weights, for as long as it lasts, and its working memory. A plan keeps as many
-of FLUX's blocks on the GPU as the hungriest phase leaves room for. The others stream, see :mod:`.streaming`, spread so
-that the link to the host is evenly busy: then they cost nothing until the link is the slower of the two.
+A picture is generated in phases: text, reference picture, denoising, decoding. Resident weights are on the GPU in all
+of them. Beside those, each phase needs its own weights for as long as it lasts, and memory for activations. A plan
+keeps as many of FLUX's blocks on the GPU as the phase that needs the most leaves room for. The other blocks stream, see
+:mod:`.streaming`, spread so that the link to the host is evenly busy: they cost no time until the link is slower than
+the GPU.
 
 A plan is arithmetic on sizes; :class:`~instantcharacter.offload.offloader.Offloader` carries it out.
 """
@@ -12,171 +13,72 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-from .streaming import SLOTS
+from .sizes import GIB, OUTSIDE_THE_PIPELINE, PHASES, RELEASED, SLOTS, TILED_ACTIVATION_BYTES, ComponentSizes, Phase
 
 Strategy = Literal["auto", "none", "model", "stream", "sequential"]
-Phase = Literal["text", "picture", "denoise", "decode"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
-GIB = 2**30
 RESERVED_FOR_DESKTOP = GIB // 2
 """Bytes of free GPU memory that ``auto`` leaves to other programs."""
 RESERVED_FRACTION, RESERVED_BYTES = 0.03, GIB // 5
-"""Of GPU memory, what no plan uses: memory is handed out in pieces, and CUDA's libraries want some."""
+"""Fraction and bytes of GPU memory that no plan uses: for fragmentation, and for CUDA's libraries."""
 MAX_PINNED_FRACTION = 0.85
-"""Of host memory, what may be pinned."""
+"""Fraction of host memory that may be pinned."""
 REDUCTION = 0.8
-"""Of a plan's GPU memory, what the next smaller one may use."""
-
-
-@dataclass(frozen=True)
-class ModuleSize:
-    """A module of a component that runs by itself, in bytes.
-
-    Attributes:
-        rest: what is there while any of it runs.
-        blocks: what may stream, in the order in which it runs.
-    """
-
-    rest: int
-    blocks: tuple[int, ...] = ()
-
-    @property
-    def visit(self) -> int:
-        """On the GPU while it runs, its blocks streaming."""
-        return self.rest + min(SLOTS, len(self.blocks)) * max(self.blocks, default=0)
-
-
-@dataclass(frozen=True)
-class Component:
-    """A model of the pipeline's, in bytes.
-
-    Attributes:
-        phase: when it runs.
-        parts: what it consists of; they run one at a time.
-        layer: its largest layer.
-        work: memory that it works in, beside its weights.
-        work_per_pixel: the same, for each pixel of a picture.
-        dtype: what its weights are stored in.
-    """
-
-    phase: Phase
-    parts: tuple[ModuleSize, ...]
-    layer: int
-    work: int
-    work_per_pixel: float = 0.0
-    dtype: str = "bfloat16"
-
-    @property
-    def size(self) -> int:
-        """All its weights."""
-        return sum(part.rest + sum(part.blocks) for part in self.parts)
-
-    @property
-    def visit(self) -> int:
-        """Its weights that are on the GPU at once, if they are there only while they are needed."""
-        return max(part.visit for part in self.parts)
-
-    def working(self, pixels: int) -> int:
-        """Working memory, for pictures of so many pixels together."""
-        return self.work + int(self.work_per_pixel * pixels)
-
-
-Components = Mapping[str, Component]
-
-PHASE: Mapping[str, Phase] = {
-    "text_encoder": "text",
-    "text_encoder_2": "text",
-    "siglip": "picture",
-    "dinov2": "picture",
-    "fusion": "picture",
-    "resampler": "denoise",
-    "transformer": "denoise",
-    "vae": "decode",
-}
-"""When each component runs."""
-ACTIVATION_BYTES = {
-    "text_encoder": (16 << 20, 0.0),
-    "text_encoder_2": (240 << 20, 0.0),
-    "siglip": (330 << 20, 0.0),
-    "dinov2": (330 << 20, 0.0),
-    "fusion": (80 << 20, 0.0),
-    "resampler": (275 << 20, 0.0),
-    "transformer": (132 << 20, 442.0),
-    "vae": (16 << 20, 2436.0),
-}
-"""Working memory and that per pixel, measured at the released sizes in bfloat16; see benchmarks/RESULTS.md."""
-TILED_ACTIVATION_BYTES = 630 << 20
-"""The VAE's, for tiles."""
-
-_RELEASED: dict[str, tuple[tuple[ModuleSize, ...], int]] = {
-    "text_encoder": ((ModuleSize(76_012_648, (14_175_744,) * 12),), 75_890_688),
-    "text_encoder_2": ((ModuleSize(263_200_768, (385_896_448, *(385_892_352,) * 23)),), 263_192_576),
-    "siglip": ((ModuleSize(3_047_112, (30_479_008,) * 27),), 9_925_024),
-    "dinov2": ((ModuleSize(6_030_336, (56_673_280,) * 40),), 12_591_104),
-    "fusion": ((ModuleSize(289_105_152),) * 8 + (ModuleSize(57_818_880),) * 3, 115_648_512),
-    "resampler": ((ModuleSize(233_934_336),), 13_117_440),
-    "transformer": ((ModuleSize(128_249_984, (695_502_080,) * 19 + (299_023_104,) * 38),), 113_283_072),
-    "vae": ((ModuleSize(68_548_416), ModuleSize(99_090_950)), 4_719_616),
-}
-RELEASED: Components = {
-    name: Component(PHASE[name], parts, layer, *ACTIVATION_BYTES[name]) for name, (parts, layer) in _RELEASED.items()
-}
-"""FLUX.1-dev, its text encoders and VAE, InstantCharacter's encoders and adapter, in bfloat16."""
+"""Fraction of a plan's predicted peak that the next smaller plan may use."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is where while a picture is drawn; ``str()`` of it is a table.
+    """Which weights are on the GPU while a picture is generated; ``str()`` of a plan is a table.
 
     Attributes:
-        strategy: ``"none"``: all of it stays on the GPU; ``"stream"``: as much as fits; ``"model"``: one component at
-            a time is there; ``"sequential"``: one layer at a time.
-        components: what is planned for.
+        strategy: ``"none"``: all weights are resident on the GPU; ``"stream"``: as many as fit; ``"model"``: one
+            component at a time is on the GPU; ``"sequential"``: one layer at a time.
+        components: sizes of the components.
         resolution: width and height of a picture in pixels.
         batch: pictures at once.
-        vram_bytes: GPU memory that there is.
-        ram_bytes: host memory that there is.
-        staying: names of the components that stay on the GPU whole.
-        streamed: which of FLUX's blocks stream, in the order in which they run.
-        tiled: whether the VAE decodes in tiles, whose seams can show: only where there is no other way.
+        vram_bytes: GPU memory for all of it.
+        ram_bytes: host memory for weights.
+        resident_components: names of the components that are resident, FLUX without its streamed blocks.
+        streamed: indices of FLUX's blocks that stream, in the order in which they run.
+        tiled: whether the VAE decodes in tiles, whose seams can show: only if nothing else fits.
     """
 
     strategy: Strategy
-    components: Components
+    components: ComponentSizes
     resolution: tuple[int, int]
     batch: int
     vram_bytes: int
     ram_bytes: int
-    staying: frozenset[str] = frozenset()
+    resident_components: frozenset[str] = frozenset()
     streamed: tuple[int, ...] = ()
     tiled: bool = False
 
     @property
     def name(self) -> str:
-        """In a few words."""
+        """The plan in a few words."""
         blocks = f", {self.streamed_blocks} of {len(self.blocks)} blocks streaming" if self.strategy == "stream" else ""
         return f"{self.strategy}{blocks}, {_gib(self.predicted_peak)}"
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """The sizes of FLUX's blocks, with the adapter's attention in them, in bytes."""
-        return self.components["transformer"].parts[0].blocks
+        return self.components["transformer"].modules[0].blocks
 
     @property
     def resident_blocks(self) -> int:
-        """How many of FLUX's blocks stay on the GPU."""
+        """Number of FLUX's blocks that are resident on the GPU."""
         return len(self.blocks) - len(self.streamed)
 
     @property
     def streamed_blocks(self) -> int:
-        """How many of FLUX's blocks stream."""
+        """Number of FLUX's blocks that stream."""
         return len(self.streamed)
 
     @property
@@ -186,20 +88,21 @@ class MemoryPlan:
 
     @property
     def resident(self) -> int:
-        """Bytes of weights that stay on the GPU from phase to phase."""
-        whole = sum(self.components[name].size for name in self.staying)
+        """Bytes of weights that are on the GPU in every phase."""
+        whole = sum(self.components[name].size for name in self.resident_components)
         return whole - sum(self.blocks[i] for i in self.streamed)
 
     @cached_property
     def peaks(self) -> dict[Phase, int]:
-        """Bytes on the GPU at the most in each phase."""
+        """Most bytes on the GPU in each phase."""
         return {
-            phase: self.resident + max((self._beside(name) for name in self._of(phase)), default=0) for phase in PHASES
+            phase: self.resident + max((self._beside_resident(name) for name in self._components_of(phase)), default=0)
+            for phase in PHASES
         }
 
     @property
     def predicted_peak(self) -> int:
-        """Bytes on the GPU at the most, as ``torch.cuda.max_memory_allocated`` counts them."""
+        """Most bytes on the GPU, as ``torch.cuda.max_memory_allocated`` counts them."""
         return max(self.peaks.values())
 
     @property
@@ -209,90 +112,91 @@ class MemoryPlan:
 
     @property
     def pinned(self) -> bool:
-        """Whether the host can lock these weights in memory; if not, they come slowly, and the system may swap them."""
+        """Whether the host can lock its weights in memory; if not, copies are slow, and the system may swap them."""
         return self.host_bytes <= MAX_PINNED_FRACTION * self.ram_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the GPU memory suffices."""
-        return self.predicted_peak <= _usable(self.vram_bytes)
+        """Whether the predicted peak is within the GPU memory that plans may use."""
+        return self.predicted_peak <= usable_vram(self.vram_bytes)
 
     def smaller(self) -> MemoryPlan | None:
-        """The next plan that needs less GPU memory, if there is one."""
+        """The next plan that needs less GPU memory; None if this is the smallest."""
         if self.strategy == "sequential":
             return None
         if self.strategy in ("none", "stream"):
-            less = _streaming(dataclasses.replace(self, vram_bytes=_that_gives(REDUCTION * self.predicted_peak)))
+            less = _streaming(dataclasses.replace(self, vram_bytes=vram_for(REDUCTION * self.predicted_peak)))
         else:
             less = _all_streams(self)
         if less.predicted_peak < self.predicted_peak:
             return less
-        return dataclasses.replace(less, strategy="sequential", staying=frozenset(), streamed=())
+        return dataclasses.replace(less, strategy="sequential", resident_components=frozenset(), streamed=())
 
     def for_pictures(self, resolution: tuple[int, int], batch: int) -> MemoryPlan:
-        """This plan for other pictures."""
+        """The plan for pictures of another size or number: this one, or one that fits."""
         other = dataclasses.replace(self, resolution=resolution, batch=batch)
         return _streaming(other) if self.strategy in ("none", "stream") and not other.fits else other
 
     def __str__(self) -> str:
         width, height = self.resolution
-        kind = self.components["transformer"].dtype
+        resident_blocks = self.resident_blocks if self.resident_components else 0
         lines = [
             f"{self.strategy}: {_gib(self.vram_bytes)} of GPU memory, {_gib(self.ram_bytes)} of host memory, "
             f"{width}×{height}, {self.batch} at once",
-            f"FLUX in {kind}: {self.resident_blocks if self.staying else 0} of {len(self.blocks)} blocks stay on the "
-            f"GPU, {self.streamed_blocks} stream",
+            f"FLUX in {self.components['transformer'].dtype}: {resident_blocks} of {len(self.blocks)} blocks stay on "
+            f"the GPU, {self.streamed_blocks} stream",
             f"weights: {_gib(self.resident)} on the GPU for good, {_gib(self.host_bytes)} in host memory, "
             + ("pinned" if self.pinned else "not pinned, since there is too little of it: slow"),
-            "phase     stays there | comes for it | most in it",
+            "phase     resident | onloaded | peak",
+            *map(self._row, PHASES),
+            f"predicted peak {_gib(self.predicted_peak)}" + (", the VAE in tiles" if self.tiled else ""),
         ]
-        for phase in PHASES:
-            stays = [name for name in self._of(phase) if name in self.staying]
-            comes = [name for name in self._of(phase) if name not in stays]
-            if phase == "denoise" and self.streamed:
-                comes.append(f"{self.streamed_blocks} blocks")
-            lines.append(
-                f"{phase:9s} {', '.join(stays) or '-'} | {', '.join(comes) or '-'} | {_gib(self.peaks[phase])}"
-            )
-        lines.append(f"predicted peak {_gib(self.predicted_peak)}" + (", the VAE in tiles" if self.tiled else ""))
         return "\n".join(lines)
 
-    def _of(self, phase: Phase) -> list[str]:
+    def _row(self, phase: Phase) -> str:
+        """A phase's line in the table."""
+        resident = [name for name in self._components_of(phase) if name in self.resident_components]
+        onloaded = [name for name in self._components_of(phase) if name not in resident]
+        if phase == "denoise" and self.streamed:
+            onloaded.append(f"{self.streamed_blocks} blocks")
+        return f"{phase:9s} {', '.join(resident) or '-'} | {', '.join(onloaded) or '-'} | {_gib(self.peaks[phase])}"
+
+    def _components_of(self, phase: Phase) -> list[str]:
         return [name for name, component in self.components.items() if component.phase == phase]
 
-    def _beside(self, name: str) -> int:
-        """What a component takes beside what stays, while it runs."""
+    def _beside_resident(self, name: str) -> int:
+        """Bytes on the GPU beside the resident weights while a component runs."""
         component, (width, height) = self.components[name], self.resolution
         at_once = 1 if name == "vae" else self.batch
-        work = component.working(width * height * at_once)
+        activations = component.activations(width * height * at_once)
         if name == "vae" and self.tiled:
-            work = min(work, TILED_ACTIVATION_BYTES)
-        if name in self.staying:
+            activations = min(activations, TILED_ACTIVATION_BYTES)
+        if name in self.resident_components:
             slots = SLOTS * max((self.blocks[i] for i in self.streamed), default=0)
-            return work + (slots if component.phase == "denoise" else 0)
-        if self.strategy == "model" and component.phase != "picture" and name != "resampler":
-            return work + component.size
-        return work + (component.layer if self.strategy == "sequential" else component.visit)
+            return activations + (slots if component.phase == "denoise" else 0)
+        if self.strategy == "model" and name not in OUTSIDE_THE_PIPELINE:
+            return activations + component.size
+        return activations + (component.largest_layer if self.strategy == "sequential" else component.onload_bytes)
 
 
 def plan(
-    components: Components = RELEASED,
+    components: ComponentSizes = RELEASED,
     vram_bytes: int = 24 * GIB,
     ram_bytes: int = 64 * GIB,
     resolution: tuple[int, int] | int = (1024, 1024),
     batch: int = 1,
     strategy: Strategy = "auto",
 ) -> MemoryPlan:
-    """Work out what stays on the GPU; nothing is moved.
+    """Compute which weights stay on the GPU; nothing is moved.
 
     Args:
-        components: sizes, see :func:`~.offloader.measure`; those of the released models if not given.
-        vram_bytes: GPU memory for all of it, weights and working memory.
+        components: sizes of the models, see :func:`~.sizes.measure`; those of the released models if not given.
+        vram_bytes: GPU memory for weights and activations.
         ram_bytes: host memory for weights.
         resolution: width and height of a picture in pixels; one number for a square.
         batch: pictures at once.
-        strategy: ``"auto"`` keeps on the GPU what fits; ``"stream"`` as little as streaming can; the others as in
-            :class:`MemoryPlan`, whether it fits or not.
+        strategy: ``"auto"`` keeps as many weights on the GPU as fit; ``"stream"`` as few as streaming can; the others
+            as in :class:`MemoryPlan`, whether the plan fits or not.
 
     Raises:
         ValueError: another strategy, sizes that are not positive, or too little memory for any plan.
@@ -307,7 +211,7 @@ def plan(
         )
     empty = MemoryPlan("stream", components, resolution, batch, vram_bytes, ram_bytes)
     if strategy == "none":
-        return dataclasses.replace(empty, strategy="none", staying=frozenset(components))
+        return dataclasses.replace(empty, strategy="none", resident_components=frozenset(components))
     if strategy == "stream":
         return _all_streams(empty)
     if strategy != "auto":
@@ -316,41 +220,46 @@ def plan(
     if not found.fits:
         raise ValueError(
             f"{_gib(vram_bytes)} of GPU memory are too little: {resolution[0]}×{resolution[1]}, {batch} at once, takes "
-            f"{_gib(_that_gives(found.predicted_peak))} at the least. Draw smaller or fewer pictures, store FLUX in "
+            f"{_gib(vram_for(found.predicted_peak))} at the least. Draw smaller or fewer pictures, store FLUX in "
             'fp8, or try strategy "sequential".'
         )
     return found
 
 
 def _streaming(empty: MemoryPlan) -> MemoryPlan:
-    """The plan that keeps the most on the GPU of those that fit, or the smallest."""
-    candidates = [_staying(empty, keep) for keep in _keeps(empty.components)]
+    """The first plan that fits, of those from most to least on the GPU; the smallest if none does."""
+    candidates = [_with_resident(empty, names) for names in _resident_sets(empty.components)]
     for candidate in candidates:
         if candidate.fits:
             return candidate
-    for candidate in _streamed(candidates[-1]):
+    for candidate in _with_streamed_blocks(candidates[-1]):
         if candidate.fits:
             return candidate
     return dataclasses.replace(_all_streams(empty), tiled=True)
 
 
-def _keeps(components: Components) -> Iterator[frozenset[str]]:
-    """What may stay, from all to FLUX alone; what runs once a reference goes first, then what runs once a prompt."""
-    names = list(components)
+def _resident_sets(components: ComponentSizes) -> Iterator[frozenset[str]]:
+    """Candidate sets of resident components, largest first.
+
+    Components that run once a reference picture leave first, then those that run once a prompt, then the VAE.
+    """
     order: tuple[Phase, ...] = ("picture", "text", "decode")
-    for gone in range(len(order) + 1):
+    for count in range(len(order) + 1):
+        offloaded = order[:count]
         yield frozenset(
-            name for name in names if components[name].phase not in order[:gone] and (name != "resampler" or gone == 0)
+            name
+            for name, component in components.items()
+            if component.phase not in offloaded and (name != "resampler" or not offloaded)
         )
 
 
-def _staying(empty: MemoryPlan, keep: frozenset[str]) -> MemoryPlan:
-    whole = len(keep) == len(empty.components)
-    return dataclasses.replace(empty, strategy="none" if whole else "stream", staying=keep, streamed=(), tiled=False)
+def _with_resident(empty: MemoryPlan, names: frozenset[str]) -> MemoryPlan:
+    strategy: Strategy = "none" if len(names) == len(empty.components) else "stream"
+    return dataclasses.replace(empty, strategy=strategy, resident_components=names, streamed=(), tiled=False)
 
 
-def _streamed(candidate: MemoryPlan) -> Iterator[MemoryPlan]:
-    """More and more of FLUX's blocks streaming; then the VAE in tiles, too."""
+def _with_streamed_blocks(candidate: MemoryPlan) -> Iterator[MemoryPlan]:
+    """Plans in which more and more of FLUX's blocks stream; then the same with the VAE in tiles."""
     rates = [max(candidate.blocks, default=0) * i / 256 for i in range(1, 257)]
     for tiled in (False, True):
         for rate in rates:
@@ -358,15 +267,22 @@ def _streamed(candidate: MemoryPlan) -> Iterator[MemoryPlan]:
 
 
 def _all_streams(empty: MemoryPlan) -> MemoryPlan:
-    blocks = len(empty.components["transformer"].parts[0].blocks)
-    keep = frozenset({"transformer"})
-    return dataclasses.replace(empty, strategy="stream", staying=keep, streamed=tuple(range(blocks)))
+    blocks = len(empty.components["transformer"].modules[0].blocks)
+    return dataclasses.replace(
+        empty, strategy="stream", resident_components=frozenset({"transformer"}), streamed=tuple(range(blocks))
+    )
 
 
 def spread(blocks: Sequence[int], rate: float) -> tuple[int, ...]:
-    """Which blocks stream, if about ``rate`` bytes are to cross the link in the time of each block.
+    """Choose blocks to stream, so that about ``rate`` bytes cross the link in the time of each block.
 
-    FLUX's blocks all take about as long, whatever their size, so this keeps the link evenly busy.
+    FLUX's blocks all take about the same time, whatever their size, so this keeps the link evenly busy.
+
+    Args:
+        blocks: the sizes of all blocks in bytes, in the order in which they run.
+
+    Returns:
+        Indices of the blocks that stream.
     """
     streamed, due = [], 0.0
     for i, size in enumerate(blocks):
@@ -377,11 +293,13 @@ def spread(blocks: Sequence[int], rate: float) -> tuple[int, ...]:
     return tuple(streamed)
 
 
-def _usable(vram_bytes: int) -> int:
+def usable_vram(vram_bytes: int) -> int:
+    """Bytes that a plan may use of this much GPU memory."""
     return int(vram_bytes * (1 - RESERVED_FRACTION)) - RESERVED_BYTES
 
 
-def _that_gives(usable: float) -> int:
+def vram_for(usable: float) -> int:
+    """Bytes of GPU memory of which a plan may use this many; the inverse of :func:`usable_vram`."""
     return math.ceil((usable + RESERVED_BYTES) / (1 - RESERVED_FRACTION))
 
 

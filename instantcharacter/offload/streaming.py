@@ -1,153 +1,182 @@
-"""Weights that live in host memory, and are on the GPU only while something computes with them.
+"""Modules whose weights are in host memory, and on the GPU only while they compute.
 
-Blocks stream: two slots lie on the GPU, each as large as the largest block. While one block computes from its slot, the
-next one's weights, which lie side by side in pinned host memory, are copied into the other in one piece. Only the GPU
-waits, for events; the host runs on. diffusers' group offloading streams all of a model's blocks or none, copies weight
-by weight, and waits on the host at each block; what that costs is in ``benchmarks/RESULTS.md``.
+Blocks stream through two slots on the GPU, each as large as the largest block. While one block computes from its slot,
+the next block's weights, which lie side by side in pinned host memory, are copied into the other slot in one piece.
+Only the GPU waits, for events; the host runs on. diffusers' group offloading streams all of a model's blocks or none,
+copies tensor by tensor, and waits on the host at each block; ``benchmarks/RESULTS.md`` compares the two.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-logger = logging.getLogger(__name__)
+from .host_weights import HostWeightsCache
+from .sizes import SLOTS, tensors_of
 
 Module = TypeVar("Module", bound=nn.Module)
-
-SLOTS = 2
-ALIGNMENT = 256
-"""Bytes; what GPUs read fastest."""
 
 
 @contextmanager
 def on_device(module: Module, device: torch.device) -> Iterator[Module]:
-    """A module on a device for as long as the block lasts; afterwards its weights are where they were.
+    """Context manager that moves a module to a device, and restores the original tensors on exit.
 
-    Nothing is copied back: the weights at home, memory-mapped or not, are kept while the module is away. On the
-    device already, it simply stays; and so does what comes to the device by itself, as a :class:`OffloadedModule`.
+    Nothing is copied back: the original tensors, memory-mapped or not, are kept in the meantime. A module that is on
+    the device already stays there. Offloaded modules, see :func:`is_offloaded`, move their weights by themselves, and
+    are left alone.
     """
-    if any(part in OffloadedModule.visiting for part in module.modules()):
+    if any(map(is_offloaded, module.modules())):
         yield module
         return
-    home: list[tuple[dict[str, Any], str, Tensor, Tensor]] = [
-        (table, name, tensor, tensor.data)
+    originals = [(tensor, tensor.data) for tensor in tensors_of(module)]
+    names = [
+        (owner, name, tensor)
         for owner in module.modules()
-        for table in (vars(owner)["_parameters"], vars(owner)["_buffers"])
-        for name, tensor in table.items()
-        if tensor is not None
+        for name, tensor in chain(owner.named_parameters(recurse=False), owner.named_buffers(recurse=False))
     ]
     try:
         yield module.to(device)
     finally:
-        for table, name, tensor, data in home:
+        for tensor, data in originals:
             tensor.data = data
-            table[name] = tensor
+        for owner, name, tensor in names:  # ``to`` replaces buffers, and parameters in inference mode
+            setattr(owner, name, tensor)
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether an :class:`OffloadedModule` runs this module."""
+    return isinstance(vars(module).get("forward"), OffloadedModule)
+
+
+def check_not_offloaded(module: nn.Module) -> None:
+    """Raise ``RuntimeError`` if a module, or a part of it, is offloaded."""
+    if any(map(is_offloaded, module.modules())):
+        raise RuntimeError(
+            f"this {type(module).__name__} is offloaded already, by another pipeline of the same models: let them "
+            "share_character_adapter, or call disable_character_offload on the other one first"
+        )
 
 
 class OffloadedModule:
-    """A module whose weights are on the device only while it runs, some of its blocks one after another.
+    """Runs a module whose weights are on the device only meanwhile, some of its blocks one after another.
 
-    The module's ``forward`` is replaced until :meth:`remove`.
+    It takes the place of the module's ``forward`` until :meth:`remove`; forward hooks could not run the module again
+    after it ran out of memory. A wrapper that others put around it later stays, and calls the module's own ``forward``
+    through it once it is removed.
 
     Args:
-        module: what runs; its inputs are brought to the device.
-        streamed: its blocks that stream, in the order in which they run; another order works, and is slower.
-        device: where it runs.
-        stays: whether all that does not stream is on the device for good.
+        module: the module; its inputs are moved to the device.
+        streamed: its blocks that stream, in the order in which they run; another order works, but is slower.
+        device: where the module runs.
+        resident: whether the weights that do not stream are on the device all the time.
         pinned: see :class:`HostWeights`.
         on_out_of_memory: called with torch's message when the device is out of memory; the module then runs again.
+        host_weights: where weights in host memory are kept for the next plan.
 
     Raises:
-        torch.OutOfMemoryError: what stays does not fit on the device; the module is then left alone.
+        torch.OutOfMemoryError: the resident weights do not fit on the device; the module's ``forward`` is then as it
+            was.
+        RuntimeError: the module is offloaded already.
     """
-
-    visiting: ClassVar[WeakSet[nn.Module]] = WeakSet()
 
     def __init__(
         self,
         module: nn.Module,
         streamed: Sequence[nn.Module],
         device: torch.device,
-        stays: bool,
+        resident: bool,
         pinned: bool,
         on_out_of_memory: Callable[[str], None],
+        host_weights: HostWeightsCache | None = None,
     ) -> None:
+        check_not_offloaded(module)
+        host_weights = host_weights or HostWeightsCache()
         self._module = weakref.ref(module)  # no cycles: gigabytes of weights would wait for the garbage collector
         self._device = device
-        self._make_room = on_out_of_memory
-        self._before = vars(module).get("forward")
-        in_blocks = set(chain.from_iterable(map(_tensors, streamed)))
-        rest = [tensor for tensor in _tensors(module) if tensor not in in_blocks]
-        HostWeights.forget(part for part in module.modules() if part not in streamed and (stays or part is not module))
-        if stays:
+        self._on_out_of_memory = on_out_of_memory
+        self._replaced = vars(module).get("forward")
+        self._active = True
+        in_blocks = set(tensors_of(*streamed))
+        rest = [tensor for tensor in tensors_of(module) if tensor not in in_blocks]
+        host_weights.forget(
+            child for child in module.modules() if child not in streamed and (resident or child is not module)
+        )
+        if resident:
             for tensor in rest:
                 tensor.data = tensor.data.to(device)
-        self._rest = None if stays else HostWeights.of(module, rest, pinned)
-        self._blocks = StreamedBlocks(streamed, device, pinned)
-        forward = partial(self._run)
-        forward.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
-        module.forward = forward
-        OffloadedModule.visiting.add(module)
+        self._rest = None if resident else host_weights.get(module, rest, pinned)
+        self._blocks = StreamedBlocks(streamed, device, pinned, host_weights)
+        self.__signature__ = inspect.signature(module.forward)
+        module.forward = self
 
     def remove(self) -> None:
-        """Leave the module alone, its weights where they are between its runs."""
+        """Stop offloading; the weights stay where they are between the module's runs."""
         self._blocks.remove()
-        if module := self._module():
+        self._active = False
+        module = self._module()
+        if module and vars(module).get("forward") is self:  # otherwise another wrapper calls this one
             del module.forward
-            if self._before:
-                module.forward = self._before
-            OffloadedModule.visiting.discard(module)
+            if self._replaced:
+                module.forward = self._replaced
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self._module()
-        forward = self._before or partial(type(module).forward, module)
+        forward = self._replaced or partial(type(module).forward, module)
+        if not self._active:
+            return forward(*args, **kwargs)
         try:
             args, kwargs = send_to_device((args, kwargs), self._device)
-            with self._present(), self._blocks.running():
+            with self._onloaded(), self._blocks.running():
                 return forward(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             reason = str(error)
-        self._make_room(reason)  # here, since an error that is handled keeps alive what was computed
+        self._on_out_of_memory(reason)  # here, since the error's traceback would keep the failed run's activations
         return module.forward(*args, **kwargs)
 
     @contextmanager
-    def _present(self) -> Iterator[None]:
-        """Within this block, what does not stream is on the device."""
+    def _onloaded(self) -> Iterator[None]:
+        """Context manager in which the weights that do not stream are on the device."""
         if self._rest is None:
             yield
             return
-        visit = torch.empty(self._rest.size, dtype=torch.uint8, device=self._device)
-        self._rest.copy_to(visit)
-        self._rest.bind(visit)
+        weights = torch.empty(self._rest.size, dtype=torch.uint8, device=self._device)
+        self._rest.copy_to(weights)
+        self._rest.bind(weights)
         try:
             yield
         finally:
-            self._rest.go_home()
+            self._rest.unbind()
 
 
 class StreamedBlocks:
-    """Blocks whose weights are on the device one after another, see the module's text."""
+    """Blocks whose weights are on the device one after another, see the module's text.
 
-    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, pinned: bool) -> None:
+    Args:
+        blocks: the blocks, in the order in which they run.
+        device: where they run; one with streams and events, as torch calls them.
+        pinned: see :class:`HostWeights`.
+        host_weights: where weights in host memory are kept for the next plan.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], device: torch.device, pinned: bool, host_weights: HostWeightsCache
+    ) -> None:
         self._device = device
-        self._weights = [HostWeights.of(block, list(_tensors(block)), pinned) for block in blocks]
+        self._weights = [host_weights.get(block, tensors_of(block), pinned) for block in blocks]
         self._slots: list[Tensor] = []
-        self._holds: list[int | None] = []
+        self._in_slot: list[int | None] = []
         self._handles: list[RemovableHandle] = []
-        if not blocks:  # a device without streams can do without
+        if not blocks:  # without blocks, the device needs no streams
             return
         self._backend = torch.get_device_module(device)
         self._copying = self._backend.Stream(device)
@@ -159,19 +188,19 @@ class StreamedBlocks:
             ]
 
     def remove(self) -> None:
-        """Leave the blocks alone, their weights in host memory."""
+        """Stop streaming; the blocks' weights are in host memory."""
         for handle in self._handles:
             handle.remove()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within this block, the slots are there, and the first blocks on their way."""
+        """Context manager that allocates the slots, and starts to copy the first blocks into them."""
         if not self._weights:
             yield
             return
         largest = max(weights.size for weights in self._weights)
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(SLOTS)]
-        self._holds = [None] * SLOTS
+        self._in_slot = [None] * SLOTS
         try:
             for i in range(min(SLOTS, len(self._weights))):
                 self._fill(i)
@@ -181,115 +210,20 @@ class StreamedBlocks:
             self._slots = []
 
     def _enter(self, i: int, *_: Any) -> None:
-        if self._holds[i % SLOTS] != i:
+        if self._in_slot[i % SLOTS] != i:
             self._fill(i)
         self._filled[i % SLOTS].wait(self._backend.current_stream(self._device))
         self._weights[i].bind(self._slots[i % SLOTS])
 
     def _leave(self, i: int, *_: Any) -> None:
-        self._weights[i].go_home()
+        self._weights[i].unbind()
         if i + SLOTS < len(self._weights):
             self._fill(i + SLOTS)
 
     def _fill(self, i: int) -> None:
-        """Copy a block's weights into its slot, as soon as what was computed from there is done."""
+        """Copy a block's weights into its slot, once the GPU has computed with the weights that are in it."""
         self._copying.wait_stream(self._backend.current_stream(self._device))
         with self._backend.stream(self._copying):
             self._weights[i].copy_to(self._slots[i % SLOTS])
             self._filled[i % SLOTS].record(self._copying)
-        self._holds[i % SLOTS] = i
-
-
-class HostWeights:
-    """Tensors side by side in one piece of host memory; each becomes a view of that piece.
-
-    Args:
-        tensors: of a module.
-        pinned: lock the piece in memory, so that a GPU copies it at the link's full speed and in the background.
-    """
-
-    _known: ClassVar[WeakKeyDictionary[nn.Module, HostWeights]] = WeakKeyDictionary()
-
-    def __init__(self, tensors: Sequence[Tensor], pinned: bool) -> None:
-        self.pinned = pinned
-        self._tensors = tensors
-        self._places: list[tuple[int, int, torch.dtype, torch.Size]] = []
-        self.size = 0
-        for tensor in tensors:
-            begin, data = self.size, tensor.data
-            self._places.append((begin, begin + data.nbytes, data.dtype, data.shape))
-            self.size = begin + -(-data.nbytes // ALIGNMENT) * ALIGNMENT
-        self._home = torch.empty(self.size, dtype=torch.uint8)
-        if pinned:
-            pin(self._home)
-        for tensor, view in zip(tensors, self._views(self._home)):
-            tensor.data = view.copy_(tensor.data)
-
-    @classmethod
-    def of(cls, module: nn.Module, tensors: Sequence[Tensor], pinned: bool) -> HostWeights:
-        """Those that the module has already, since pinning takes seconds, or new ones."""
-        known = cls._known.get(module)
-        if known is None or known.pinned != pinned or not known._are_home(tensors):
-            known = cls._known[module] = cls(tensors, pinned)
-        return known
-
-    @classmethod
-    def forget(cls, modules: Iterable[nn.Module]) -> None:
-        """Let go of the host memory of modules whose weights are to be elsewhere."""
-        for module in modules:
-            cls._known.pop(module, None)
-
-    def copy_to(self, slot: Tensor) -> None:
-        """Copy the weights into a tensor of bytes on the GPU."""
-        slot[: self.size].copy_(self._home, non_blocking=True)
-
-    def bind(self, slot: Tensor) -> None:
-        """Have the module compute with the copy there."""
-        for tensor, view in zip(self._tensors, self._views(slot)):
-            tensor.data = view
-
-    def go_home(self) -> None:
-        """Have the module's weights be those in host memory again."""
-        self.bind(self._home)
-
-    def _views(self, piece: Tensor) -> Iterator[Tensor]:
-        for begin, end, dtype, shape in self._places:
-            yield piece[begin:end].view(dtype).view(shape)
-
-    def _are_home(self, tensors: Sequence[Tensor]) -> bool:
-        first, last = self._home.data_ptr(), self._home.data_ptr() + self.size
-        return list(map(id, tensors)) == list(map(id, self._tensors)) and all(
-            first <= tensor.data_ptr() < last or not tensor.numel() for tensor in tensors
-        )
-
-
-def pin(memory: Tensor) -> None:
-    """Lock a tensor's memory where it is: torch's own pinned memory is a copy, and takes up a power of two."""
-    if not torch.cuda.is_available() or not memory.nbytes:
-        return
-    runtime, address = torch.cuda.cudart(), memory.data_ptr()
-    if int(runtime.cudaHostRegister(address, memory.nbytes, 0)):
-        logger.warning("%.2f GiB of host memory cannot be pinned: streaming is slower", memory.nbytes / 2**30)
-        _forget_cuda_error()
-    else:
-        weakref.finalize(memory.untyped_storage(), _unpin, runtime, address)
-
-
-def _unpin(runtime: Any, address: int) -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()  # the GPU may still copy from there
-    if int(runtime.cudaHostUnregister(address)):
-        _forget_cuda_error()
-
-
-def _forget_cuda_error() -> None:
-    """CUDA keeps the error of a failed call, and torch raises it at the next kernel: here, where it is expected."""
-    try:
-        torch.zeros(1, device="cuda")
-    except RuntimeError:
-        logger.debug("CUDA's error is taken", exc_info=True)
-
-
-def _tensors(module: nn.Module) -> Iterable[Tensor]:
-    """A module's parameters and buffers, each once."""
-    return dict.fromkeys(chain(module.parameters(), module.buffers()))
+        self._in_slot[i % SLOTS] = i

@@ -24,7 +24,7 @@ from ..character.encoders import CharacterEncoder, image_to_crops
 from ..character.image import open_picture
 from ..files.atomic import atomic_write
 from ..files.reading import read_safetensors
-from ..offload.planning import GIB
+from ..offload import GIB
 from .config import Preview, TrainingConfig
 from .fingerprint import fingerprint
 from .objective import pack

@@ -7,9 +7,12 @@ logistic function of a normal number, then shifted towards noise by the picture'
 from __future__ import annotations
 
 import torch
-from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
+
+from ..flux.latents import img_ids, pack
+
+__all__ = ["add_noise", "draw_sigmas", "pack", "positions", "velocity_losses"]
 
 
 def draw_sigmas(count: int, tokens: int, generator: torch.Generator) -> Tensor:
@@ -31,15 +34,10 @@ def velocity_losses(predicted: Tensor, latents: Tensor, noise: Tensor) -> Tensor
     return (predicted.float() - (noise.float() - latents.float())).square().flatten(1).mean(dim=1)
 
 
-def pack(latents: Tensor) -> Tensor:
-    """[B, C, H, W] latents as FLUX's image tokens, [B, H/2 · W/2, 4·C]."""
-    return FluxPipeline._pack_latents(latents, *latents.shape)
-
-
 def positions(latents: Tensor) -> Tensor:
-    """Of :func:`pack`'s tokens, [H/2 · W/2, 3]."""
+    """Of :func:`pack`'s tokens, [H/2 · W/2, 3] in float32."""
     height, width = latents.shape[-2:]
-    return FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, latents.device, torch.float32)
+    return img_ids(height, width, latents.device)
 
 
 def _beside(sigmas: Tensor, latents: Tensor) -> Tensor:

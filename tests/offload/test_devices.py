@@ -1,323 +1,92 @@
-"""What is on which device, on a machine without a GPU: see :mod:`pretended_cuda`."""
-
 from __future__ import annotations
 
-import gc
-import weakref
-from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
-from support import recorded, tiny
-from support.pretended_cuda import CPU, CUDA, PretendedCuda
+from support.pretended_cuda import PretendedCuda
 from torch import nn
 
-from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterImg2ImgPipeline
-from instantcharacter.character.tokens import TokenCache
-from instantcharacter.offload.planning import STRATEGIES, MemoryPlan
-from instantcharacter.offload.streaming import on_device, pin
+from instantcharacter.offload.devices import container_memory, default_device, free_memory, host_memory
 
-FEATURES = CharacterFeatures(*recorded.features())
+CPU = torch.device("cpu")
+
+
+def control_groups(root: Path, **groups: tuple[str, int, int]) -> Path:
+    """Write groups by path below ``root``: the limit of each, the bytes in use, and those of them in file cache."""
+    for path, (limit, used, cache) in groups.items():
+        folder = root / path.replace("__", "/")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon {used - cache}\nfile {cache}\n")
+    own = root / "own"
+    own.write_text("0::/pod/container\n")
+    return own
+
+
+@pytest.mark.parametrize(
+    ("groups", "left"),
+    [
+        ({"pod__container": ("8000", 5000, 1000)}, 4000),
+        ({"pod__container": ("max", 5000, 1000)}, None),
+        ({"pod": ("6000", 5000, 0), "pod__container": ("8000", 5000, 1000)}, 1000),
+        ({"pod__container": ("4000", 5000, 0)}, 0),
+        ({}, None),
+    ],
+)
+def test_host_memory_ends_where_a_containers_does(tmp_path, groups, left):
+    own = control_groups(tmp_path, **groups)
+    total = psutil.virtual_memory().total
+    assert container_memory(tmp_path, own) == (total if left is None else left)
+
+
+def test_without_control_groups_host_memory_is_the_machines(tmp_path):
+    assert container_memory(tmp_path, tmp_path / "none") == psutil.virtual_memory().total
+
+
+def test_host_memory_counts_the_containers_limit(monkeypatch):
+    before = host_memory()
+    monkeypatch.setattr("instantcharacter.offload.devices.container_memory", lambda: 1000)
+    own = psutil.Process().memory_info()
+    assert host_memory() <= 1000 + own.rss < before
+
+
+def test_default_device_is_the_gpu_if_there_is_one(monkeypatch):
+    assert default_device() == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert default_device().type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device().type == "cuda"
 
 
 @pytest.fixture
-def card() -> Iterator[PretendedCuda]:
-    with PretendedCuda() as card:
-        yield card
-    assert not card.races, card.races[:5]
-
-
-@pytest.fixture
-def whole():
-    pipeline = tiny.tiny_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def expected() -> torch.Tensor:
-    pipeline = tiny.tiny_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    return draw(pipeline)
-
-
-def draw(pipeline, **changes) -> torch.Tensor:
-    settings = {
-        "prompt": "a paper plane", "subject_image": recorded.PICTURE, "width": 64, "height": 48,
-        "num_inference_steps": 3, "max_sequence_length": 32, "output_type": "pt", "return_dict": False,
-        "generator": torch.Generator().manual_seed(0), **changes,
-    }  # fmt: skip
-    return pipeline(**settings)[0]
-
-
-def devices(module: nn.Module) -> set[torch.device]:
-    return {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-
-
-def on_card(features: CharacterFeatures) -> CharacterFeatures:
-    return CharacterFeatures(*(tensor.to("cuda") for tensor in features))
-
-
-# The card itself
-
-
-def test_what_is_on_two_devices_does_not_mix(card):
-    a, b = torch.ones(3, device="cuda"), torch.ones(3)
-    for mixed in (lambda: a + b, lambda: torch.cat([a, b]), lambda: nn.Linear(3, 1).to("cuda")(b)):
-        with pytest.raises(RuntimeError, match="same device"):
-            mixed()
-    assert (a * torch.tensor(2.0)).device == CUDA
-
-
-def test_a_copy_that_is_read_too_early_is_a_race(card):
-    host, stream = torch.ones(1000).pin_memory(), torch.cuda.Stream()
-    slot = torch.empty(1000, device="cuda")
-    with torch.cuda.stream(stream):
-        slot.copy_(host, non_blocking=True)
-    slot.sum()
-    assert card.races
-    torch.cuda.synchronize()
-    del host, slot
-    card.races.clear()
-
-
-def test_memory_runs_out(card):
-    card.capacity = 1000
-    with pytest.raises(torch.OutOfMemoryError):
-        torch.ones(1000, device="cuda")
-
-
-# Placement in all the ways that hosts make
-
-
-@pytest.mark.parametrize("on_gpu", ["fusion", "resampler", "one weight", "everything", "nothing"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_fingerprint_is_the_same_wherever_the_projectors_parts_are(card, tmp_path, on_gpu, dtype):
-    recorded.adapter().save(tmp_path / "adapter.safetensors")
-    adapter = CharacterAdapter.from_file(tmp_path / "adapter.safetensors", dtype=dtype)
-    expected = recorded.adapter().fingerprint()
-    for name, part in adapter.projector.named_children():
-        if on_gpu == "everything" or on_gpu == ("resampler" if name == "resampler" else "fusion"):
-            part.to("cuda")
-    if on_gpu == "one weight":
-        adapter.projector.resampler.latents.data = adapter.projector.resampler.latents.data.to("cuda")
-    assert adapter.fingerprint() == expected
-
-
-def test_a_character_is_made_where_the_fusion_is(card):
-    """As ComfyUI has a projector in InstantCharacter Encode: its fusion on the GPU, its resampler not."""
-    adapter = recorded.adapter()
-    expected = adapter.fingerprint()
-    for name, part in adapter.projector.named_children():
-        if name != "resampler":
-            part.to("cuda")
-    character = adapter.create_character(on_card(FEATURES))
-    assert character.fingerprint == expected
-    assert character.fused.device == CUDA
-    (tokens,) = TokenCache(adapter.projector).tokens(character, [500.0], CUDA, torch.float32)
-    assert tokens.device == CUDA
-    assert devices(adapter.projector.resampler) == {CPU}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_character_of_any_dtype_and_device_is_drawn_in_any_other(whole, card, dtype):
-    character = whole.create_character(recorded.PICTURE)
-    whole.enable_character_offload("auto", device="cuda")
-    picture = draw(whole, subject_image=character)
-    for device in (CPU, CUDA):
-        moved = Character(character.fused.to(device, dtype), character.fingerprint)
-        assert (draw(whole, subject_image=moved) - picture).abs().max() < 0.1
-
-
-def test_encoder_and_adapter_at_home_and_flux_on_the_card(whole, expected, card):
-    whole.to("cuda")
-    assert torch.equal(draw(whole).cpu(), expected)
-    assert devices(whole.character_adapter) == devices(whole.character_encoder) == {CPU}
-
-
-def test_encoder_and_adapter_on_the_card_and_flux_at_home(whole, expected, card):
-    whole.character_encoder.to("cuda")
-    whole.character_adapter.to("cuda")
-    assert torch.equal(draw(whole).cpu(), expected)
-
-
-def test_all_of_it_on_the_card(whole, expected, card):
-    for part in (whole, whole.character_encoder, whole.character_adapter):
-        part.to("cuda")
-    assert torch.equal(draw(whole).cpu(), expected)
-
-
-def test_several_characters_masks_and_pictures(whole, card):
-    whole.enable_character_offload("stream", device="cuda")
-    left = torch.zeros(48, 64)
-    left[:, :32] = 1
-    one = whole.create_character(recorded.PICTURE)
-    picture = draw(
-        whole,
-        subject_image=[one, recorded.PICTURE, one],
-        subject_scale=[0.9, 0.7, 0.2],
-        subject_mask=[left, (1 - left).to("cuda"), None],
-        num_images_per_prompt=2,
+def backend(monkeypatch) -> None:
+    """A device with 10 bytes free, and 2 more that torch has cached."""
+    backend = SimpleNamespace(
+        mem_get_info=lambda _: (10, 100), memory_reserved=lambda _: 7, memory_allocated=lambda _: 5
     )
-    assert picture.shape[0] == 2
+    monkeypatch.setattr(torch, "get_device_module", lambda _: backend)
 
 
-def test_what_is_lent_is_home_again(card):
-    module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    home = [p.data_ptr() for p in module.parameters()]
-    with on_device(module, torch.device("cuda")) as there:
-        assert devices(there) == {CUDA}
-    assert devices(module) == {CPU}
-    assert [p.data_ptr() for p in module.parameters()] == home
-    assert card.allocated == 0
+def test_weights_on_the_device_count_as_free(backend):
+    module = nn.Linear(3, 5, bias=False)
+    assert free_memory(torch.device("cuda"), [module]) == 12
+    module.to("meta")
+    assert free_memory(torch.device("meta"), [module, module]) == 12 + 60
 
 
-def test_saved_on_the_card_and_loaded_from_the_disk(whole, card, tmp_path):
-    whole.enable_character_offload("auto", device="cuda")
-    one = whole.create_character(recorded.PICTURE)
-    one.save(tmp_path / "a.safetensors")
-    again = Character.load(tmp_path / "a.safetensors")
-    assert again.is_same(one)
-    assert torch.equal(draw(whole, subject_image=again), draw(whole, subject_image=one))
+def test_weights_on_another_gpu_do_not_count_as_free():
+    module = nn.Linear(3, 5, bias=False)
+    with PretendedCuda():
+        module.to("cuda")
+        on_this, on_other = (free_memory(torch.device("cuda", i), [module]) for i in (0, 1))
+        assert on_this - on_other == 60
+        assert free_memory(torch.device("cuda"), [module]) == on_this
 
 
-# Offloading
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_draws_on_the_card(whole, expected, card, strategy):
-    whole.enable_character_offload(strategy, device="cuda")
-    for _ in range(2):
-        picture = draw(whole)
-        assert picture.device == CUDA
-        assert torch.equal(picture.cpu(), expected)
-    before = card.allocated
-    draw(whole, generator=torch.Generator().manual_seed(3))
-    assert card.allocated <= before
-
-
-@pytest.mark.parametrize("strategy", ["auto", "none", "stream"])
-def test_a_picture_leaves_no_cycle_that_keeps_the_card_full(whole, card, strategy):
-    whole.enable_character_offload(strategy, device="cuda")
-    gc.collect()
-    gc.disable()
-    try:
-        draw(whole)
-        there = weakref.ref(whole.transformer)
-        vars(whole).clear()
-        assert there() is None
-    finally:
-        gc.enable()
-
-
-@pytest.mark.parametrize("room", [0.9, 0.6, 0.3])
-def test_out_of_memory_while_weights_are_placed_goes_on_with_a_smaller_plan(whole, expected, card, room, caplog):
-    everything = whole.enable_character_offload("none", device="cuda").resident
-    whole.to("cpu")
-    full, card.capacity = card.capacity, int(room * everything)
-    found = whole.enable_character_offload("none", device="cuda")
-    card.capacity = full
-    assert found.strategy != "none"
-    assert "going on with" in caplog.text
-    assert torch.equal(draw(whole).cpu(), expected)
-
-
-def test_no_room_for_any_plan_leaves_a_pipeline_that_draws_once_there_is(whole, expected, card, monkeypatch):
-    card.capacity = 1000
-    monkeypatch.setattr(MemoryPlan, "smaller", lambda self: None)
-    with pytest.raises(torch.OutOfMemoryError, match="Draw smaller or fewer"):
-        whole.enable_character_offload("none", device="cuda")
-    card.capacity = 80 << 30
-    for module in (whole.transformer, *whole.transformer.modules()):
-        assert not module._forward_hooks
-        assert "forward" not in vars(module)
-    whole.enable_character_offload("auto", device="cuda")
-    assert torch.equal(draw(whole).cpu(), expected)
-
-
-def test_no_room_in_the_middle_of_a_picture_leaves_a_pipeline_that_draws_once_there_is(whole, expected, card):
-    whole.enable_character_offload("none", device="cuda")
-
-    def fill(pipeline, step, *_):
-        card.capacity = 1000
-        return {}
-
-    with pytest.raises(torch.OutOfMemoryError):
-        draw(whole, callback_on_step_end=fill)
-    card.capacity = 80 << 30
-    assert torch.equal(draw(whole).cpu(), expected)
-
-
-def test_memory_that_cannot_be_pinned_leaves_no_error_for_the_next_kernel(whole, expected, card, caplog):
-    card.pins = False
-    whole.enable_character_offload("stream", device="cuda")
-    assert "cannot be pinned" in caplog.text
-    torch.ones(1, device="cuda").add_(1)
-    assert torch.equal(draw(whole).cpu(), expected)
-
-
-def test_memory_is_unpinned_when_it_goes(card):
-    memory = torch.empty(1000, dtype=torch.uint8)
-    pin(memory)
-    assert card.registered
-    del memory
-    assert not card.registered
-
-
-def test_an_adapter_is_folded_where_it_is_told_to(card):
-    pipeline = tiny.tiny_pipeline()
-    adapter = pipeline.character_adapter
-    card.peak = 0
-    pipeline.set_character_adapter(adapter, device="cpu")
-    assert card.peak == 0
-    pipeline.set_character_adapter(adapter)
-    assert card.peak > 0
-    assert devices(pipeline.transformer) == {CPU}
-
-
-# Pipelines that share
-
-
-def shared_with(pipeline) -> InstantCharacterImg2ImgPipeline:
-    other = InstantCharacterImg2ImgPipeline(**pipeline.components)
-    other.set_progress_bar_config(disable=True)
-    other.share_character_adapter(pipeline)
-    return other
-
-
-def draw_from_picture(pipeline) -> torch.Tensor:
-    return draw(pipeline, image=torch.full((1, 3, 48, 64), 0.5), strength=0.7)
-
-
-@pytest.mark.parametrize("strategy", ["stream", "model", "none"])
-def test_sharing_goes_on_when_the_first_pipeline_is_gone(whole, card, strategy):
-    whole.enable_character_offload(strategy, device="cuda")
-    other = shared_with(whole)
-    before = draw_from_picture(other)
-    del whole
-    gc.collect()
-    assert torch.equal(draw_from_picture(other), before)
-    other.enable_character_offload("stream", device="cuda")
-    assert torch.equal(draw_from_picture(other), before)
-
-
-def test_a_plan_of_either_is_one_of_both(whole, expected, card):
-    other = shared_with(whole)
-    whole.enable_character_offload("stream", device="cuda")
-    first = draw_from_picture(other)
-    other.enable_character_offload("none", device="cuda")
-    assert whole._offload is other._offload
-    assert torch.equal(draw(whole).cpu(), expected)
-    whole.set_character_adapter(whole.character_adapter)
-    assert torch.equal(draw_from_picture(other), first)
-    whole._offload.arrangement.reduce_memory("out of memory")
-    assert torch.equal(draw_from_picture(other), first)
-
-
-def test_a_refused_adapter_leaves_the_one_before(whole, expected, card):
-    whole.enable_character_offload("stream", device="cuda")
-    adapter = whole.character_adapter
-    with pytest.raises(ValueError, match="width is 128, the adapter is made for 256"):
-        whole.set_character_adapter(recorded.adapter())
-    assert whole.character_adapter is adapter
-    assert torch.equal(draw(whole).cpu(), expected)
+def test_a_device_that_shares_host_memory_has_all_of_it():
+    for device in ("cpu", "mps"):
+        assert free_memory(torch.device(device), []) == psutil.virtual_memory().total

@@ -29,7 +29,7 @@ from instantcharacter.comfyui.sampler import (
     last_pipeline,
 )
 from instantcharacter.flux.lora import load_lora
-from instantcharacter.offload.streaming import OffloadedModule
+from instantcharacter.offload.streaming import is_offloaded
 
 SIZE = (96, 64)
 
@@ -166,7 +166,7 @@ def test_another_strength_plans_and_encodes_nothing_anew():
     plans = []
     for strength in (0.1, 0.9):
         StyledPipeline(hosted, strength).draw(None, Prompt("a fox"), SIZE, 1, 7, max_sequence_length=64)
-        plans.append(hosted.pipeline._offload)
+        plans.append(hosted.pipeline.offloader)
     assert read == [1]
     assert plans[0] is plans[1]
 
@@ -198,7 +198,7 @@ def test_a_smaller_plan_is_told_to_comfyui(adapter, character):
     hosted = HostedPipeline(InstantCharacterPipeline(**recorded.components()), "none")
     who = HostedCharacter(character, adapter)
     before, first = draw(hosted, who), hosted._staying
-    hosted.pipeline._offload.arrangement.reduce_memory("out of memory")
+    hosted.pipeline.offloader.reduce_memory("out of memory")
     assert torch.equal(draw(hosted, who).samples, before.samples)
     assert management.module_size(hosted._staying.model) < management.module_size(first.model)
 
@@ -226,7 +226,7 @@ def test_a_smaller_plan_frees_the_device(adapter, character):
     hosted, who = pipe(), HostedCharacter(character, adapter)
     first = draw(hosted, who)
     before = on_device(hosted.pipeline.transformer)
-    hosted.pipeline._offload.arrangement.reduce_memory("out of memory")
+    hosted.pipeline.offloader.reduce_memory("out of memory")
     assert torch.equal(draw(hosted, who).samples, first.samples)
     assert on_device(hosted.pipeline.transformer) <= before / 2
 
@@ -272,7 +272,7 @@ def test_sampler_and_apply_share_an_adapter_that_comfyui_manages_alone(model, ad
     again = Character(character.fused, character.fingerprint)  # without the tokens of the last schedule
     assert torch.equal(draw(hosted, HostedCharacter(again, adapter)).samples, first.samples)
     assert torch.equal(sample(natively, seed=1), ours)
-    assert not any(module in OffloadedModule.visiting for module in adapter.adapter.modules())
+    assert not any(map(is_offloaded, adapter.adapter.modules()))
     assert adapter.resampler not in [loaded.model for loaded in management.current_loaded_models]
     management.unload_all_models()
     assert on_device(adapter.adapter) == 0

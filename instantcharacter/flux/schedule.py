@@ -1,0 +1,168 @@
+"""Which characters FLUX's image tokens attend to, at which steps, how strongly, and where in the picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..files.pictures import Picture, open_mask
+from ..model.character import Character
+from ..model.conditioning import Subject, mask_to_tokens
+
+SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
+SubjectMask: TypeAlias = "Picture | Sequence[Picture | None] | None"
+TokensOf: TypeAlias = Callable[[Character, Sequence[float], torch.device, torch.dtype], Sequence[Tensor]]
+"""A character's tokens at each of the timesteps, on a device and in a dtype."""
+
+
+class Conditioning(NamedTuple):
+    """A character in a picture.
+
+    Attributes:
+        character: the character.
+        scale: its strength.
+        mask: where it may be, white on black; None for everywhere.
+    """
+
+    character: Character
+    scale: float
+    mask: Picture | None = None
+
+
+def pair_subjects(
+    subject_image: SubjectImage, subject_scale: float | Sequence[float], subject_mask: SubjectMask
+) -> list[tuple[Picture | Character, float, Picture | None]]:
+    """Each picture or character with its scale and its mask.
+
+    Args:
+        subject_image: one, or a list; None for none.
+        subject_scale: one for all, or a list with one for each.
+        subject_mask: one for all, or a list with one (or None) for each.
+
+    Raises:
+        ValueError: scales that are not finite, an empty list, or lists of different lengths.
+    """
+    pictures, scales, masks = as_list(subject_image), as_list(subject_scale), as_list(subject_mask)
+    if not all(math.isfinite(scale) for scale in scales):
+        raise ValueError(f"subject_scale is {subject_scale}; expected finite numbers")
+    if subject_image is None:
+        return []
+    if not pictures or any(picture is None for picture in pictures):
+        raise ValueError("subject_image is a list that is empty or has a None in it; expected pictures or characters")
+    for name, values in (("subject_scale", scales), ("subject_mask", masks)):
+        if len(values) not in (1, len(pictures)):
+            raise ValueError(f"{len(values)} {name} for {len(pictures)} characters; expected one for all or one each")
+    return list(zip(pictures, scales * len(pictures), masks * len(pictures)))
+
+
+def check_window(start: float, end: float) -> None:
+    """Raise ``ValueError`` unless 0 ≤ start ≤ end ≤ 1."""
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"subject_start {start} and subject_end {end}; expected 0 ≤ start ≤ end ≤ 1")
+
+
+def step_window(steps: int, first: int, start: float, end: float) -> list[int]:
+    """The steps of a run that lie wholly between two fractions of it.
+
+    Args:
+        steps: number of timesteps in the schedule.
+        first: index of the run's first step: above 0 for a run that starts from a picture.
+        start: fraction of the run, 0 to 1.
+        end: fraction of the run, 0 to 1.
+
+    Returns:
+        Indices in the schedule.
+    """
+    count = steps - first
+    return [i for i in range(first, steps) if start <= (i - first) / count and (i - first + 1) / count <= end]
+
+
+def token_mask(mask: Picture, img_ids: Tensor) -> Tensor:
+    """A mask at the resolution of FLUX's image tokens, [1, S, 1].
+
+    Args:
+        mask: a picture of any size, white where the character may be.
+        img_ids: [..., S, 3], positions of the image tokens; they end in row and column.
+    """
+    white = np.asarray(open_mask(mask), dtype=np.float32) / 255
+    rows, columns = (int(img_ids[..., axis].max()) + 1 for axis in (1, 2))
+    return mask_to_tokens(torch.from_numpy(white), rows, columns)
+
+
+def schedule_subjects(
+    conditionings: Sequence[Conditioning],
+    timesteps: Sequence[float],
+    steps: Sequence[int],
+    latents: Tensor,
+    img_ids: Tensor,
+    tokens_of: TokensOf,
+) -> list[list[Subject]]:
+    """The subjects of every step.
+
+    Args:
+        conditionings: the characters.
+        timesteps: of the schedule, in [0, 1000].
+        steps: indices of the timesteps at which the characters take part.
+        latents: [B, S, 64], FLUX's image tokens, whose device and dtype the subjects get.
+        img_ids: their positions, see :func:`token_mask`.
+        tokens_of: makes a character's tokens.
+    """
+    subjects: list[list[Subject]] = [[] for _ in timesteps]
+    for character, scale, mask in conditionings:
+        where = None if mask is None else token_mask(mask, img_ids).to(latents)
+        tokens = tokens_of(character, [timesteps[i] for i in steps], latents.device, latents.dtype)
+        for step, step_tokens in zip(steps, tokens, strict=True):
+            subjects[step].append(Subject(step_tokens, torch.tensor(scale), where))
+    return subjects
+
+
+@contextmanager
+def add_conditionings(
+    transformer: nn.Module,
+    scheduler: Any,
+    conditionings: Sequence[Conditioning],
+    window: tuple[float, float],
+    tokens_of: TokensOf,
+) -> Iterator[None]:
+    """Context manager in which each call of the transformer gets the subjects of the scheduler's current step.
+
+    They are added to ``joint_attention_kwargs``, for the attention processors. The first call makes the subjects of
+    all steps; only there does the host wait for the GPU.
+
+    Args:
+        transformer: of a pipeline that calls it with ``hidden_states`` and ``img_ids`` by keyword.
+        scheduler: of the pipeline; it counts the steps on the host.
+        conditionings: the characters.
+        window: see :func:`step_window`.
+        tokens_of: makes a character's tokens.
+    """
+    schedule: list[list[Subject]] = []
+
+    def add_subjects(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        latents = kwargs["hidden_states"]
+        first = scheduler.begin_index or 0  # above 0 in a run that starts from a picture
+        if not schedule:
+            timesteps = scheduler.timesteps.to(latents.dtype).tolist()
+            steps = step_window(len(timesteps), first, *window)
+            schedule.extend(schedule_subjects(conditionings, timesteps, steps, latents, kwargs["img_ids"], tokens_of))
+        step = first if scheduler.step_index is None else scheduler.step_index
+        joint = dict(kwargs.get("joint_attention_kwargs") or {})
+        joint |= {"subjects": schedule[step], "image_tokens": latents.shape[1]}
+        return args, {**kwargs, "joint_attention_kwargs": joint}
+
+    hook = transformer.register_forward_pre_hook(add_subjects, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def as_list(value: Any) -> list[Any]:
+    """The items of a list or tuple, or the one value."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,162 @@
+"""Modules whose weights are on the device only while they run, on the CPU and on a pretended GPU."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from support.pretended_cuda import CPU, CUDA, PretendedCuda
+from torch import nn
+
+from instantcharacter.offload.host_weights import HostWeightsCache
+from instantcharacter.offload.streaming import OffloadedModule, StreamedBlocks, is_offloaded, on_device
+
+
+class Chain(nn.Module):
+    """Linear blocks that run in a given order."""
+
+    def __init__(self, order: tuple[int, ...] = (0, 1, 2, 3, 4)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(5))
+        self.order = order
+
+    def forward(self, x):
+        x = self.embed(x)
+        for i in self.order:
+            x = self.blocks[i](x)
+        return x
+
+
+X = torch.linspace(-1, 1, 16).view(2, 8)
+
+
+def offloaded(module: nn.Module, streamed=(), device=CPU, resident=False, on_out_of_memory=pytest.fail, **settings):
+    return OffloadedModule(module, streamed, device, resident, False, on_out_of_memory, **settings)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 0, 0, 3, 1)])
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("streamed", [(), (0,), (1, 3), (0, 1, 2, 3, 4)])
+def test_any_blocks_in_any_order_compute_the_same(order, resident, streamed):
+    model = Chain(order)
+    expected = model(X)
+    offloaded(model, [model.blocks[i] for i in streamed], resident=resident)
+    assert torch.equal(model(X), expected)
+    assert torch.equal(model(X), expected)
+
+
+def test_a_module_runs_on_the_device_and_is_in_host_memory_again():
+    model = Chain()
+    expected = model(X)
+    with PretendedCuda() as card:
+        offload = offloaded(model, list(model.blocks), CUDA)
+        output = model(X)
+        assert output.device == CUDA
+        assert torch.equal(output.cpu(), expected)
+        assert {parameter.device for parameter in model.parameters()} == {CPU}
+        offload.remove()
+    assert not card.races
+
+
+def test_removing_restores_forward():
+    model = Chain()
+    model.forward = functools.partial(Chain.forward, model)
+    before = model.forward
+    offload = offloaded(model)
+    assert is_offloaded(model)
+    offload.remove()
+    assert model.forward is before
+    plain = Chain()
+    offloaded(plain).remove()
+    assert "forward" not in vars(plain)
+
+
+def test_removing_leaves_a_forward_that_others_put_around_it():
+    """diffusers' hooks wrap the ``forward`` that they find, and put it back later."""
+    model, calls = Chain(), []
+    expected = model(X)
+    offload = offloaded(model)
+    inner = model.forward
+
+    def wrapper(*args):
+        calls.append(1)
+        return inner(*args)
+
+    model.forward = wrapper
+    offload.remove()
+    assert model.forward is wrapper
+    model.embed.weight.data = model.embed.weight.data.clone()  # somebody else's to move now
+    assert torch.equal(model(X), expected)
+    assert calls == [1]
+    model.forward = inner
+    assert torch.equal(model(X), expected)
+
+
+def test_a_module_is_not_offloaded_twice():
+    model = Chain()
+    offload = offloaded(model)
+    with pytest.raises(RuntimeError, match="this Sequential is offloaded already"):
+        offloaded(nn.Sequential(model))
+    offload.remove()
+    offloaded(model)
+
+
+def test_out_of_memory_runs_the_module_again():
+    model, reasons = Chain(), []
+    expected = model(X)
+
+    def fail_once(*_):
+        if not reasons:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.blocks[2].register_forward_pre_hook(fail_once)
+    offloaded(model, list(model.blocks), on_out_of_memory=reasons.append)
+    assert torch.equal(model(X), expected)
+    assert reasons == ["CUDA out of memory"]
+
+
+def test_host_memory_is_used_again_under_another_plan():
+    model, cache = Chain(), HostWeightsCache()
+    first = offloaded(model, list(model.blocks), host_weights=cache)
+    before = [block.weight.data_ptr() for block in model.blocks]
+    first.remove()
+    offloaded(model, list(model.blocks)[:2], resident=True, host_weights=cache)
+    after = [block.weight.data_ptr() for block in model.blocks]
+    assert after[:2] == before[:2]
+
+
+def test_offloaded_modules_move_by_themselves():
+    layer = nn.Linear(4, 4)
+    offloaded(layer)
+    address = layer.weight.data_ptr()
+    with on_device(layer, torch.device("meta")):
+        assert layer.weight.data_ptr() == address
+
+
+def test_a_module_on_a_device_gets_its_original_tensors_back():
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    module.register_buffer("unsaved", torch.ones(2), persistent=False)
+    before = dict([*module.named_parameters(), *module.named_buffers()])
+    addresses = {name: tensor.data_ptr() for name, tensor in before.items()}
+    with on_device(module, torch.device("meta")):
+        assert module[0].weight.is_meta
+    after = dict([*module.named_parameters(), *module.named_buffers()])
+    assert all(after[name] is tensor for name, tensor in before.items())
+    assert {name: tensor.data_ptr() for name, tensor in after.items()} == addresses
+    assert "unsaved" not in module.state_dict()
+
+
+def test_a_module_gets_its_tensors_back_after_an_error():
+    module = nn.Linear(3, 3)
+    address = module.weight.data_ptr()
+    with pytest.raises(KeyError), on_device(module, torch.device("meta")):
+        raise KeyError
+    assert module.weight.data_ptr() == address
+
+
+def test_no_streamed_blocks_need_no_streams():
+    with StreamedBlocks([], CPU, False, HostWeightsCache()).running():
+        pass

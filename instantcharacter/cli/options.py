@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from ..files import catalog
 
+Strategy = Literal["auto", "none", "model", "stream", "sequential"]
+"""As in :mod:`instantcharacter.offload`, which imports torch."""
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
 """Width and height of a picture without ``--size``, with FLUX.1 and with the toy model."""
 SOURCES = {"siglip": catalog.SIGLIP, "dinov2": catalog.DINOV2, "adapter": catalog.ADAPTER}
@@ -100,7 +102,7 @@ class GenerateOptions(EncodeOptions):
     clip_l: Path | None = None
     t5: Path | None = None
     vae: Path | None = None
-    offload: Literal["auto", "none", "model", "stream", "sequential"] = "auto"
+    offload: Strategy = "auto"
     vram: float | None = None
     fp8: bool = False
     compile: bool = False

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..files import catalog
 from .argument_types import file_name, lora, number, size, whole_number
@@ -19,11 +19,11 @@ from .options import (
     EncodeOptions,
     GenerateOptions,
     Options,
+    Strategy,
     TrainOptions,
 )
 
 DTYPES = ("bfloat16", "float16", "float32")
-STRATEGIES = ("auto", "none", "model", "stream", "sequential")
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -83,7 +83,7 @@ def _add_flux_options(command: argparse.ArgumentParser) -> None:
         f"a hub id ({catalog.FLUX}), or toy: small models that come with the pack")  # fmt: skip
     for name, title in (("clip-l", "CLIP-L"), ("t5", "T5-XXL"), ("vae", "FLUX's VAE")):
         add(f"--{name}", type=Path, metavar="FILE", help=f"{title}, where --model is one file")
-    add("--offload", choices=STRATEGIES, default="auto", help="what stays on the GPU: as much as fits (auto), "
+    add("--offload", choices=get_args(Strategy), default="auto", help="what stays on the GPU: as much as fits (auto), "
         "everything, one model at a time, as little as streaming allows, or one layer at a time")  # fmt: skip
     add("--vram", type=number(0.1, 1000), metavar="GIB", help="GPU memory to use at most (what is free)")
     add("--fp8", action="store_true",

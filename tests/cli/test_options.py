@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from instantcharacter.cli.options import SIZE, TOY_SIZE, EncodeOptions, GenerateOptions
+from instantcharacter import offload
+from instantcharacter.cli.options import SIZE, TOY_SIZE, EncodeOptions, GenerateOptions, Strategy
 from instantcharacter.cli.parser import parse
 from instantcharacter.files import catalog
 
@@ -52,3 +54,7 @@ def test_missing_toy_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "TOY_FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="clone it"):
         EncodeOptions(output=Path("a"), adapter="toy").with_toy_paths()
+
+
+def test_strategies_are_those_of_the_offloader():
+    assert get_args(Strategy) == offload.STRATEGIES

@@ -272,12 +272,14 @@ def test_archive_leaves_out_tests_and_tools(archive):
 
 def test_toy_models_load_from_the_archive(archive):
     code = (
-        "import instantcharacter\nfrom instantcharacter.files import catalog\nfrom instantcharacter.cli import demo\n"
-        "demo.toy_pipeline()\nprint(catalog.toy('lora'), instantcharacter.__version__, instantcharacter.__file__)"
+        "import instantcharacter as pack\nfrom instantcharacter.files import catalog\n"
+        "pack.CharacterEncoder.from_pretrained(catalog.toy('siglip'), catalog.toy('dinov2'))\n"
+        "pack.CharacterAdapter.from_file(catalog.toy('adapter'))\n"
+        "print(catalog.toy('flux'), pack.__version__, pack.__file__)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=archive, capture_output=True, text=True, check=True)
-    lora, version, file = run.stdout.split()
-    assert Path(lora).is_relative_to(archive)
+    flux, version, file = run.stdout.split()
+    assert Path(flux).is_relative_to(archive)
     assert Path(file).is_relative_to(archive)
     assert version == instantcharacter.__version__
 

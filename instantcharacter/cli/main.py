@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import catalog as models
 from ..files import folders as model_folders
+from ..files.download import adapter_file, fetch
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,7 @@ def convert(options: argparse.Namespace) -> None:
     from ..model.adapter import CharacterAdapter
 
     _check_source("adapter", options.adapter)
-    source = models.adapter_file(options.adapter)
+    source = adapter_file(options.adapter)
     output = options.output or source.with_suffix(".safetensors")
     if output.suffix not in (".safetensors", ".bin"):
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .bin")
@@ -120,7 +121,7 @@ def download(options: argparse.Namespace) -> None:
         path = model_folders.find(file, folders)
         if path is None:
             with _bytes(file.title) as told:
-                path = models.fetch(file, model_folders.save_folder(file, folders, folder), told)
+                path = fetch(file, model_folders.save_folder(file, folders, folder), told)
         print(f"{name}: {path}")
 
 
@@ -254,7 +255,7 @@ def _load_adapter(options: argparse.Namespace) -> CharacterAdapter:
 
     with _stages("adapter", 1) as begin:
         begin("loading")
-        return CharacterAdapter.from_file(models.adapter_file(options.adapter), dtype=_dtype(options))
+        return CharacterAdapter.from_file(adapter_file(options.adapter), dtype=_dtype(options))
 
 
 def _make_characters(

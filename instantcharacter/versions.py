@@ -1,4 +1,4 @@
-"""The version of the pack, and the newest diffusers and transformers that its tests ran with."""
+"""The version of this package, and the newest versions of its libraries that it was tested with."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 TESTED = {"diffusers": "0.42.1", "transformers": "5.23.0"}
-"""The newest versions that the tests ran with, by package."""
+"""The newest versions that the tests ran with."""
 
 
-def pack_version() -> str:
-    """The version in ``pyproject.toml``, which stands beside the package unless pip copied the package elsewhere."""
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    text = project.read_text(encoding="utf-8") if project.is_file() else ""
-    found = re.search(r'^name = "comfyui-instantcharacter"\n(?:.*\n)*?version = "(.*)"$', text, re.MULTILINE)
-    return found[1] if found else metadata.version("comfyui-instantcharacter")
+NAME = "comfyui-instantcharacter"
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def package_version() -> str:
+    """The version in the ``pyproject.toml`` beside the package, or where pip copied the package, in its metadata."""
+    text = PYPROJECT.read_text(encoding="utf-8") if PYPROJECT.is_file() else ""
+    version = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
+    if f'name = "{NAME}"' in text and version:
+        return version[1]
+    return metadata.version(NAME)
 
 
 @cache
 def warn_if_newer(package: str) -> None:
-    """Log a warning, once, if an installed package is newer than its version in :data:`TESTED`."""
+    """Log a warning, once, if an installed package is newer than the one in :data:`TESTED`."""
     from packaging.version import Version
 
     found = import_module(package).__version__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..files import catalog, folders
+from ..files.download import adapter_file, fetch
 from .checks import check_source, check_writable
 from .options import ConvertOptions, DownloadOptions
 from .progress import byte_bar, stage_bar
@@ -17,7 +18,7 @@ def convert(options: ConvertOptions) -> None:
         ValueError: the adapter's file is not one, or the output's suffix is neither .safetensors nor .bin.
     """
     check_source("adapter", options.adapter)
-    source = catalog.adapter_file(options.adapter)
+    source = adapter_file(options.adapter)
     output = options.output or source.with_suffix(".safetensors")
     if output.suffix not in (".safetensors", ".bin"):
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .bin")
@@ -54,5 +55,5 @@ def download(options: DownloadOptions) -> None:
         path = folders.find(file, searched)
         if path is None:
             with byte_bar(file.title) as report:
-                path = catalog.fetch(file, folders.save_folder(file, searched, models), report)
+                path = fetch(file, folders.save_folder(file, searched, models), report)
         print(f"{name}: {path}")

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ..character.encoders import CharacterEncoder
-from ..files import catalog, folders
+from ..files import folders
+from ..files.download import adapter_file
 from ..flux.load import FluxFiles, load_flux, store_in_fp8
 from ..flux.lora import load_lora
 from ..flux.pipeline import InstantCharacterPipeline
@@ -38,7 +39,7 @@ def load_adapter(options: EncodeOptions) -> CharacterAdapter:
     dtype = choose_dtype(options.dtype, choose_device(options.device))
     with stage_bar("adapter", 1) as start:
         start("loading")
-        return CharacterAdapter.from_file(catalog.adapter_file(options.adapter), dtype=dtype)
+        return CharacterAdapter.from_file(adapter_file(options.adapter), dtype=dtype)
 
 
 def create_characters(

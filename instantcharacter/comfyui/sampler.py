@@ -303,7 +303,7 @@ class _Watch:
 
     def __init__(self, width: int, height: int, steps: int) -> None:
         self.samples = torch.empty(0)
-        self._size = (height // 8, width // 8)  # of the latents
+        self._rows, self._columns = height // 16, width // 16  # of image tokens
         self._steps = steps
         self._bar = comfy.utils.ProgressBar(steps)
         self._format = comfy.latent_formats.Flux()
@@ -330,4 +330,4 @@ class _Watch:
 
     def _unpack(self, latents: Tensor) -> Tensor:
         """FLUX's tokens, [B, S, 64], as latents, [B, 16, h, w]."""
-        return unpack(latents, *self._size)
+        return unpack(latents, self._rows, self._columns)

@@ -22,7 +22,7 @@ RECENT = 4
 
 
 class RecentCache(Generic[Value]):
-    """The values that were used last, by key.
+    """A cache of the most recently used values.
 
     Args:
         size: number of values.
@@ -33,7 +33,7 @@ class RecentCache(Generic[Value]):
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """The cached value of a key, or else a computed one, which takes the place of the one that was used first."""
+        """The cached value of a key, or else a computed one, which replaces the least recently used one."""
         if key not in self._values:
             self._values[key] = compute()
         self._values.move_to_end(key)

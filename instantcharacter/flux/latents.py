@@ -15,27 +15,25 @@ def pack(latents: Tensor) -> Tensor:
     return rearrange(latents, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=PATCH, pw=PATCH)
 
 
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Image tokens [B, H/2 · W/2, 4·C] as latents [B, C, H, W]: the inverse of :func:`pack`.
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Image tokens [B, rows · columns, 4·C] as latents [B, C, 2·rows, 2·columns]: the inverse of :func:`pack`.
 
-    Args:
-        tokens: of pictures whose latents have this size.
-        height: of the latents: an eighth of the picture's height in pixels, rounded down to an even number.
-        width: of the latents.
+    A token is 16 pixels wide and high in the picture.
     """
-    return rearrange(
-        tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=height // PATCH, w=width // PATCH, ph=PATCH, pw=PATCH
-    )
+    return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=rows, w=columns, ph=PATCH, pw=PATCH)
 
 
-def img_ids(height: int, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Positions of the image tokens of latents [B, C, height, width]: rows of (0, row, column), [H/2 · W/2, 3].
+def img_ids(
+    rows: int, columns: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Positions of ``rows`` × ``columns`` image tokens: (0, row, column) for each, [rows · columns, 3].
 
     Args:
-        height: of the latents, as ``width``.
+        rows: of tokens.
+        columns: of tokens.
         device: of the result; the CPU if not given.
         dtype: of the result; float32 if not given.
     """
-    rows, columns = (torch.arange(side // PATCH, dtype=torch.float32) for side in (height, width))
-    ids = torch.stack(torch.meshgrid(torch.zeros(1), rows, columns, indexing="ij"), dim=-1)
+    axes = (torch.arange(count, dtype=torch.float32) for count in (1, rows, columns))
+    ids = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     return rearrange(ids, "one h w axes -> (one h w) axes").to(device, dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 PREFIX = "model.diffusion_model."
-"""What ComfyUI, and a checkpoint with text encoders and VAE in it, put before FLUX's own keys."""
+"""Prefix of FLUX's keys in ComfyUI's files, and in checkpoints with text encoders and VAE."""
 QKV, TEXT_QKV = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 DOUBLE_BLOCK = {
     "img_mod.lin": ("norm1.linear",),
@@ -50,22 +50,23 @@ BLOCKS = {
     "double_blocks": ("transformer_blocks", DOUBLE_BLOCK),
     "single_blocks": ("single_transformer_blocks", SINGLE_BLOCK),
 }
-"""By the released name of a kind of block: diffusers' name of it, and the layers in one."""
+"""Released name of each kind of block; diffusers' name of it, and the layers in a block."""
 SWAPPED = "final_layer.adaLN_modulation.1"
-"""The layer whose rows are shift and scale, and in diffusers scale and shift."""
+"""The layer whose rows are shift, then scale; in diffusers scale, then shift."""
 OWN = {*BLOCKS, *(name.split(".")[0] for name in AROUND_BLOCKS)}
-"""What a key of FLUX in the released layout begins with."""
+"""First parts of FLUX's keys in the released layout."""
 
 
 def own_part(state: Mapping[str, Any]) -> dict[str, Any]:
-    """FLUX's own weights in a file, without the prefix, whatever else is in the file."""
+    """FLUX's weights in a file, without the prefix; other models in the file are left out."""
     inside = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return inside or dict(state)
 
 
 def diffusers_layers(layer: str) -> tuple[str, ...]:
-    """diffusers' name of a layer of the released layout: several, of which the layer's rows are made; none if unknown.
+    """diffusers' names of a layer of the released layout; none if the layer is unknown.
 
+    Several layers of diffusers' have the rows of one released layer, in this order.
     ``"double_blocks.3.img_attn.proj"`` is ``("transformer_blocks.3.attn.to_out.0",)``.
     """
     kind, _, rest = layer.partition(".")
@@ -77,20 +78,24 @@ def diffusers_layers(layer: str) -> tuple[str, ...]:
 
 
 def split_rows(layer: str, rows: Any, sizes: Sequence[int]) -> Sequence[Any]:
-    """The rows of a layer of the released layout, as diffusers' layers have them; views but for :data:`SWAPPED`.
+    """Split the rows of a layer of the released layout into those of diffusers' layers; views but for :data:`SWAPPED`.
 
     Args:
         layer: its released name.
         rows: a weight, bias or LoRA matrix with a row for each output of the layer.
-        sizes: how many rows each of diffusers' layers has.
+        sizes: number of rows of each of diffusers' layers.
     """
     return [torch.cat([*rows.chunk(2)][::-1])] if layer == SWAPPED else rows.split(list(sizes))
 
 
 def to_diffusers(state: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """FLUX's weights under diffusers' names; those that have them, or that FLUX does not know, stay.
+    """Rename FLUX's weights to diffusers' names. Weights that have such a name, or no known one, keep theirs.
 
-    ComfyUI calls the scale of FLUX's query and key norms ``weight``, the released file ``scale``: both are read.
+    ComfyUI calls the scale of FLUX's query and key norms ``weight``, the released file ``scale``: both are renamed.
+
+    Args:
+        state: by released names, ComfyUI's or diffusers'.
+        width: of FLUX, 3072: the rows of each of the query, key and value projections.
     """
     out: dict[str, Any] = {}
     for key, value in state.items():

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, GGUFQuantizationCon
 from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from ..files.errors import first_line
 from ..files.reading import check_file, read_json, read_safetensors, refuse_code
 from ..files.single_file import SingleFileModel
 from .hooks import has_diffusers_hooks
@@ -29,7 +30,7 @@ EXPECTED_FLUX = "FLUX.1 in one file (.safetensors in bf16, fp16 or plain fp8, or
 EXPECTED_VAE = "FLUX's VAE (ae.safetensors)"
 FP8 = torch.float8_e4m3fn
 HEAD_DIM = 128
-"""FLUX's, at any width."""
+"""Channels of an attention head, in a FLUX of any width."""
 KNOWN_BY = {
     name: (f"{layer}.weight", f"{diffusers_layers(layer)[0]}.weight")
     for name, layer in {
@@ -39,9 +40,9 @@ KNOWN_BY = {
         "guidance": "guidance_in.in_layer",
     }.items()
 }
-"""The weights that tell a FLUX's sizes, each by its released name and by diffusers'."""
+"""The weights from whose shapes FLUX's sizes are read, each by its released name and by diffusers'."""
 CLIP_LENGTH, T5_LENGTH = 77, 512
-"""Tokens that each text encoder takes."""
+"""The most tokens that each text encoder takes."""
 
 CLIP_L = SingleFileModel(
     name="CLIP-L's text encoder",
@@ -95,15 +96,15 @@ VAE = {
 
 @dataclass(frozen=True)
 class FluxFiles:
-    """Where the parts of a FLUX pipeline are.
+    """The files of a FLUX pipeline.
 
     Attributes:
         flux: one file, or a diffusers folder.
-        clip_l: one file; the folder's if not given, or none without a folder.
+        clip_l: one file. If None, the text encoder is the diffusers folder's, or the pipeline has none.
         t5: one file, as ``clip_l``.
-        vae: one file; the folder's if not given.
-        clip_tokenizer: a folder with CLIP's vocabulary, for ``clip_l``; not needed where the folder has one.
-        t5_tokenizer: a folder with T5's.
+        vae: one file. If None, the VAE is the diffusers folder's.
+        clip_tokenizer: a folder with CLIP's vocabulary, for ``clip_l`` without a diffusers folder.
+        t5_tokenizer: a folder with T5's vocabulary, as ``clip_tokenizer``.
     """
 
     flux: Path
@@ -115,16 +116,16 @@ class FluxFiles:
 
 
 def load_flux(files: FluxFiles, dtype: torch.dtype, fp8: bool = False) -> InstantCharacterPipeline:
-    """A pipeline of these files, on the CPU; without text encoders it draws from embeddings alone.
+    """Load a pipeline, on the CPU. Without text encoders it takes embeddings in place of prompts.
 
     Args:
-        files: where the parts are.
-        dtype: of the arithmetic, and of weights that are not stored smaller.
-        fp8: keep FLUX's weights in 8 bits (e4m3); they become ``dtype`` when they are used.
+        files: of the pipeline's models.
+        dtype: of the arithmetic, and of weights that are not stored in fewer bits.
+        fp8: store FLUX's weights in 8 bits (e4m3); each layer casts them to ``dtype`` when it runs.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a file that is cut off, of another model, or in a form that only ComfyUI reads.
+        FileNotFoundError: a file or folder is missing.
+        ValueError: a file is cut off, of another model, or in a form that only ComfyUI reads.
     """
     parts: dict[str, Any] = {}
     if files.clip_l:
@@ -144,7 +145,7 @@ def load_flux(files: FluxFiles, dtype: torch.dtype, fp8: bool = False) -> Instan
 
 
 def store_in_fp8(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> None:
-    """Keep FLUX's large weights in 8 bits (e4m3), layer by layer; its norms in ``dtype``, as the arithmetic."""
+    """Store the weights of FLUX's large layers in 8 bits (e4m3), and its norms in ``dtype``, which it computes in."""
     transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype)
     for module in transformer.modules():
         if not has_diffusers_hooks(module):
@@ -153,11 +154,11 @@ def store_in_fp8(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> Non
 
 
 def check_folder(folder: Path) -> None:
-    """Look through a diffusers folder before anything in it is loaded.
+    """Check a diffusers folder before anything in it is loaded.
 
     Raises:
-        ValueError: it is no FLUX.1, a kind of it that is not read here, or one that brings code of its own, which
-            diffusers below 0.38 would run.
+        ValueError: it is no FLUX.1, an unsupported kind of FLUX, or has code of its own, which diffusers before 0.38
+            would run.
     """
     index = read_json(folder / "model_index.json")
     parts = {name: value for name, value in index.items() if isinstance(value, (list, dict)) or name == "_class_name"}
@@ -180,7 +181,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _of_a_library(value: Any) -> bool:
-    """Whether an entry of ``model_index.json`` is ``[library, class]`` of a library that is trusted, or of none."""
+    """Whether an entry of ``model_index.json`` is ``[library, class]`` of a trusted library, or of none."""
     return isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers", None)
 
 
@@ -192,7 +193,7 @@ def _from_folder(folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> Ins
 
 
 def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict[str, Any]:
-    """All that a pipeline takes, for FLUX in one file."""
+    """The arguments of a pipeline whose FLUX is in one file."""
     if "vae" not in parts:
         raise ValueError(f"{files.flux} comes without a VAE: choose {EXPECTED_VAE}")
     return {
@@ -213,7 +214,7 @@ def _tokenizer(folder: Path | None, length: int) -> Any:
 
 
 def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransformer2DModel:
-    """FLUX with its weights in ``dtype``; GGUF's stay as they are, and with ``fp8`` so do those of a file in fp8."""
+    """Load FLUX. Weights become ``dtype``, but GGUF's, and with ``fp8`` those that are stored in fp8."""
     check_file(path, EXPECTED_FLUX)
     settings: dict[str, Any] = {"torch_dtype": dtype}
     if path.suffix == ".gguf":
@@ -253,18 +254,19 @@ def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
 
 
 def _from_state(model: Any, state: Mapping[str, Any], config: dict, path: Path, settings: dict[str, Any]) -> Any:
-    """A diffusers model of weights in either layout, and of sizes that are known: nothing is looked up on the hub."""
+    """A diffusers model of weights in either layout. With a config, diffusers looks nothing up on the hub."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
             return model.from_single_file(dict(state), config=folder, **settings)
         except (LookupError, ValueError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{path} does not fit {model.__name__} ({reason}). Is it cut down or merged?") from error
+            raise ValueError(
+                f"{path} does not fit {model.__name__} ({first_line(error)}). Is it cut down or merged?"
+            ) from error
 
 
 def _flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """FLUX's sizes, read off its weights, in the released layout, ComfyUI's or diffusers'."""
+    """FLUX's config, from the shapes of its weights in the released layout, ComfyUI's or diffusers'."""
     shapes = {key: list(getattr(tensor, "quant_shape", tensor.shape)) for key, tensor in state.items()}
     _check_variant(shapes, path)
     sizes = {kind: next((shapes[key] for key in keys if key in shapes), []) for kind, keys in KNOWN_BY.items()}
@@ -285,27 +287,27 @@ def _flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _check_variant(shapes: Shapes, path: Path) -> None:
-    """Raise ``ValueError`` for a kind of FLUX, or a form to store it in, that is not read here."""
+    """Raise ``ValueError`` for an unsupported kind of FLUX, or an unsupported form to store it in."""
     if kind := variant(shapes):
         raise ValueError(f"{path} is {kind.name}; {kind.advice}")
 
 
 def _check_keys(state: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    """Raise ``ValueError`` unless diffusers' keys are all there, and no other of FLUX's own; drop those of others."""
+    """Raise ``ValueError`` for missing or unknown keys of FLUX, by diffusers' names; drop the keys of other models."""
     with torch.device("meta"):
         expected = FluxTransformer2DModel.from_config(config).state_dict().keys()
     own = OWN | {key.split(".")[0] for key in expected}
-    for what, keys in (
+    for problem, keys in (
         ("lacks {} weights that FLUX.1 has", [key for key in expected if key not in state]),
         ("has {} weights that FLUX.1 has not", [k for k in state if k not in expected and k.split(".")[0] in own]),
     ):
         if keys:
-            raise ValueError(f"{path} {what.format(len(keys))}, {keys[0]} first. Expected {EXPECTED_FLUX}, whole.")
+            raise ValueError(f"{path} {problem.format(len(keys))}, {keys[0]} first. Expected {EXPECTED_FLUX}, whole.")
     for key in [key for key in state if key not in expected]:
         del state[key]
 
 
 def _count(keys: Iterable[str], blocks: str) -> int:
-    """How many blocks there are of a kind, which is called by its released name."""
+    """The number of blocks of a kind, which has this released name."""
     names = (blocks, BLOCKS[blocks][0])
     return len({key.split(".")[1] for key in keys if key.split(".")[0] in names})

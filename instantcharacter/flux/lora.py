@@ -1,8 +1,8 @@
-"""Style LoRAs for FLUX.1 in the layouts that trainers write: for which layers are they, and for which model?
+"""Style LoRAs for FLUX.1, in all layouts that trainers write.
 
-Every layout names the same layers, by the released names or diffusers', with dots or (kohya's) underscores, behind one
-prefix or another: a name without its prefix, flattened to underscores, tells the layer. Files for other models and of
-other kinds are told by their keys, and refused by name.
+Every layout has the same layers, by the released names or diffusers', with dots or (kohya's) underscores, after one of
+several prefixes. A name without its prefix, flattened to underscores, identifies the layer. Files for other models and
+of other kinds are recognised by their keys, see :mod:`.lora_kinds`, and refused.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,27 +21,33 @@ from torch import Tensor, nn
 from ..files.reading import read_pickle, read_safetensors
 from .attn_processor import compute_dtype
 from .layout import AROUND_BLOCKS, BLOCKS, QKV, SWAPPED, TEXT_QKV, split_rows
+from .lora_kinds import CONTROL, OTHER_MODEL, first_few, kind_of, refusal
 from .pipeline import CharacterPipelineMixin
-from .variants import NATIVE
 
 logger = logging.getLogger(__name__)
 
+Layers = Mapping[str, Mapping[str, Tensor]]
+"""The layers of a file, and the tensors of each by the names in :data:`TENSORS`."""
+Names = Mapping[str, tuple[str, ...]]
+"""The layers of a file, and the names of the model's layers that each of them changes."""
+
 EXPECTED = "a LoRA for FLUX.1"
-PARTS = {
+TENSORS = {
     "down": ("lora_A.weight", "lora_A.default.weight", "lora_down.weight", "lora.down.weight", "down.weight"),
     "up": ("lora_B.weight", "lora_B.default.weight", "lora_up.weight", "lora.up.weight", "up.weight"),
     "alpha": ("alpha",),
     "magnitude": ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight"),
 }
-"""What a LoRA has of a layer, by the ends of its keys; the longest that fits counts."""
-ENDS = sorted(((f".{end}", part) for part, ends in PARTS.items() for end in ends), key=lambda pair: -len(pair[0]))
+"""The tensors that a LoRA has for a layer, and the ends of their keys; the longest end that matches counts."""
+ENDS = sorted(((f".{end}", part) for part, ends in TENSORS.items() for end in ends), key=lambda pair: -len(pair[0]))
 PREFIX = re.compile(
     r"^(base_model\.model\.)?(model\.)?(diffusion_model\.|transformer\.|unet\.|lora_unet_|lora_transformer_|lycoris_)?"
 )
-"""Before the names of FLUX's layers."""
+"""Prefixes of FLUX's layers."""
 CLIP_PREFIX = re.compile(r"^(lora_te1?_|text_encoders\.clip_l\.transformer\.|text_encoder\.)(text_model[._])?")
-TEXT = re.compile(r"^(lora_te\d?_|text_encoders?[._])")
-"""Before the names of CLIP's layers, and of any text encoder's."""
+"""Prefixes of CLIP's layers."""
+TEXT_PREFIX = re.compile(r"^(lora_te\d?_|text_encoders?[._])")
+"""Prefixes of any text encoder's layers."""
 XLABS = {
     "double_blocks": {
         "processor.qkv_lora1": QKV,
@@ -51,104 +57,67 @@ XLABS = {
     },
     "single_blocks": {"processor.qkv_lora": QKV, "processor.proj_lora": ("proj_out",)},
 }
-"""XLabs' names for what a LoRA changes of a block, and diffusers' layers there."""
-
-
-class Kind(NamedTuple):
-    """A kind of file that is no LoRA for FLUX.1.
-
-    Attributes:
-        name: as in "this looks like …".
-        told_by: what one of its keys has in it.
-        advice: what reads it, or what to take instead.
-    """
-
-    name: str
-    told_by: str
-    advice: str
-
-
-OTHER_MODEL = "take one that was made for FLUX.1"
-READ_NATIVELY = f"ComfyUI's own Load LoRA reads it: {NATIVE}"
-CONTROL = Kind(
-    "a control LoRA (FLUX.1 Canny or Depth)",
-    r"(query|key)_norm\.scale$|\.norm_(added_)?[qk]\.weight$",
-    f"{READ_NATIVELY} and InstructPixToPixConditioning",
-)
-KINDS = (
-    Kind("a LoRA for FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj|\.ff\.linear_in", OTHER_MODEL),
-    Kind("a LoRA for Chroma", r"distilled_guidance_layer", OTHER_MODEL),
-    Kind("a LoRA for Stable Diffusion or SDXL", r"(down|up|mid|input|output|middle)_blocks?[._]", OTHER_MODEL),
-    Kind("a LoRA for Wan", r"blocks[._]\d+[._](self|cross)_attn[._][qkvo]\b", OTHER_MODEL),
-    Kind(
-        "a LoRA for HunyuanVideo",
-        r"blocks\.\d+\.(img|txt)_attn_(qkv|proj)|(img|txt)_mlp[._]fc|(img|txt)_mod[._]linear|modulation[._]linear",
-        OTHER_MODEL,
-    ),
-    Kind("a LoRA for Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mod|mlp)[._]", OTHER_MODEL),
-    Kind("a LoRA for LTX-Video or PixArt", r"transformer_blocks[._]\d+[._]attn[12][._]", OTHER_MODEL),
-    Kind("a LoRA for Z-Image or Lumina", r"layers[._]\d+[._](attention|feed_forward)[._]", OTHER_MODEL),
-    Kind("an IP-Adapter", r"ip_adapter|to_[kv]_ip", "Load Character Adapter reads InstantCharacter's own"),
-    CONTROL,
-    Kind("a LoKr (LyCORIS)", r"\.lokr_", READ_NATIVELY),
-    Kind("a LoHa (LyCORIS)", r"\.hada_", READ_NATIVELY),
-    Kind("an OFT (LyCORIS)", r"\.oft_", READ_NATIVELY),
-    Kind("a GLoRA (LyCORIS)", r"\.[ab][12]\.weight$", READ_NATIVELY),
-)
-"""Other models come before other forms: a LoKr for Wan is nothing for FLUX.1 in any way."""
+"""XLabs' names of a LoRA's layers in a block, and diffusers' layers."""
 
 
 def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
-    """Load a LoRA into FLUX, and into CLIP where it has a part for that; before the pipeline is offloaded.
+    """Load a LoRA into FLUX, and its layers for CLIP into CLIP; before the pipeline is offloaded.
 
-    What there is in the file beside that is left out, with a warning: a DoRA's magnitudes, what is for T5, or for
-    layers that this FLUX does not have.
+    The rest of the file is left out, with a warning: a DoRA's magnitudes, layers of T5, and layers that this FLUX does
+    not have.
 
     Args:
-        pipeline: FLUX may be stored in any way; the LoRA takes the dtype that it computes in.
+        pipeline: FLUX may be stored in any way; the LoRA takes the dtype that FLUX computes in.
         path: the file, in kohya's, XLabs', peft's, ComfyUI's or diffusers' layout.
         name: for ``set_adapters``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that is cut off, for another model or of another width, of another kind than LoRA, or with
-            nothing in it for what the pipeline has.
+        ValueError: a file that is cut off, is for another model or of another width, is no LoRA, or has no layer of
+            the pipeline's models.
     """
     tensors, metadata = _read(path)
-    if kind := next((kind for kind in KINDS if any(re.search(kind.told_by, key) for key in tensors)), None):
-        raise ValueError(_refusal(path, tensors, kind))
+    if kind := kind_of(tensors):
+        raise ValueError(refusal(path, tensors, kind))
     layers = _by_layer(tensors)
-    flux, text = _placed(path, layers, pipeline.transformer, pipeline.text_encoder)
-    settings = _settings(metadata, path)
+    flux, text = _match_layers(path, layers, pipeline.transformer, pipeline.text_encoder)
+    settings = _read_settings(metadata, path)
     if any("magnitude" in parts for parts in layers.values()):
         logger.warning("%s is a DoRA: its magnitudes are left out, the rest is used", path.name)
     if flux:
-        dtype = compute_dtype(pipeline.transformer)
-        matrices = dict(_matrices(layers, flux, pipeline.transformer, dtype, settings.get("transformer", {})))
-        state = {f"transformer.{module}.lora_{side}.weight": matrix for (module, side), matrix in matrices.items()}
-        pipeline.load_lora_into_transformer(
-            state, network_alphas=None, transformer=pipeline.transformer, adapter_name=name, low_cpu_mem_usage=True
-        )
-        _settle(pipeline.transformer, matrices, name)
+        _load_into_flux(pipeline, layers, flux, settings.get("transformer", {}), name)
     if text:
-        dtype = pipeline.text_encoder.dtype
-        matrices = dict(_matrices(layers, text, pipeline.text_encoder, dtype, settings.get("text_encoder", {})))
-        ends = {"A": "lora_linear_layer.down", "B": "lora_linear_layer.up"}
-        state = {f"text_encoder.{module}.{ends[side]}.weight": matrix for (module, side), matrix in matrices.items()}
-        pipeline.load_lora_into_text_encoder(
-            state, None, pipeline.text_encoder, prefix="text_encoder", adapter_name=name, low_cpu_mem_usage=True
-        )
-        _settle(pipeline.text_encoder, matrices, name)
+        _load_into_clip(pipeline, layers, text, settings.get("text_encoder", {}), name)
 
 
-def _settle(model: nn.Module, matrices: Mapping[tuple[str, str], Tensor], name: str) -> None:
-    """Set what loading made of a LoRA to what it is.
+def _load_into_flux(pipeline: CharacterPipelineMixin, layers: Layers, found: Names, settings: Any, name: str) -> None:
+    model = pipeline.transformer
+    matrices = dict(_matrices(layers, found, model, compute_dtype(model), settings))
+    state = {f"transformer.{layer}.lora_{side}.weight": matrix for (layer, side), matrix in matrices.items()}
+    pipeline.load_lora_into_transformer(
+        state, network_alphas=None, transformer=model, adapter_name=name, low_cpu_mem_usage=True
+    )
+    _restore_matrices(model, matrices, name)
 
-    Loading casts the matrices to what the model is stored in, which may be fp8, and older diffusers take one alpha for
-    layers of different ranks; here every layer's scale is in its matrices.
+
+def _load_into_clip(pipeline: CharacterPipelineMixin, layers: Layers, found: Names, settings: Any, name: str) -> None:
+    model, ends = pipeline.text_encoder, {"A": "lora_linear_layer.down", "B": "lora_linear_layer.up"}
+    matrices = dict(_matrices(layers, found, model, model.dtype, settings))
+    state = {f"text_encoder.{layer}.{ends[side]}.weight": matrix for (layer, side), matrix in matrices.items()}
+    pipeline.load_lora_into_text_encoder(
+        state, None, model, prefix="text_encoder", adapter_name=name, low_cpu_mem_usage=True
+    )
+    _restore_matrices(model, matrices, name)
+
+
+def _restore_matrices(model: nn.Module, matrices: Mapping[tuple[str, str], Tensor], name: str) -> None:
+    """Put a loaded LoRA's own matrices back, and set every layer's scale to 1.
+
+    diffusers casts the matrices to the dtype that the model is stored in, which may be fp8, and older versions take one
+    alpha for layers of different ranks. Here the scale of each layer is in its matrices.
     """
-    for (module, side), matrix in matrices.items():
-        layer: Any = model.get_submodule(module)
+    for (name_of_layer, side), matrix in matrices.items():
+        layer: Any = model.get_submodule(name_of_layer)
         getattr(layer, f"lora_{side}")[name].weight.data = matrix
         layer.lora_alpha[name] = layer.r[name]
         layer.scaling[name] = 1.0
@@ -163,13 +132,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return content, {}
 
 
-def _refusal(path: Path, keys: Iterable[str], kind: Kind) -> str:
-    told = sorted(key for key in keys if re.search(kind.told_by, key)) or sorted(keys)
-    return f"{path} looks like {kind.name}, by {_first(told)}; {kind.advice}"
-
-
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What there is of each layer, by :data:`PARTS`; of what is no LoRA's part, under its whole key."""
+    """The tensors of each layer, by the names in :data:`TENSORS`. Any other tensor is a layer of its own."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         end, part = next(((end, part) for end, part in ENDS if key.endswith(end)), ("", "other"))
@@ -178,7 +142,7 @@ def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _flux_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
-    """FLUX's layers, each by all names that it goes by, flattened; of a released name, diffusers' layers in order."""
+    """diffusers' layers, in order, by each flattened name that a file may have for them."""
     known = set(_linear_layers(transformer))
     released = AROUND_BLOCKS | {name: (name,) for name in known}
     for kind, (theirs, names) in BLOCKS.items():
@@ -193,105 +157,111 @@ def _clip_layers(clip: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _linear_layers(model: nn.Module) -> Iterator[str]:
-    """The names of a model's linear layers, as they were before any LoRA."""
+    """The names of a model's linear layers, without what LoRAs added."""
     for name, module in model.named_modules():
         if hasattr(module, "in_features") and ".base_layer" not in name and ".lora_" not in name:
             yield name
 
 
-def _found(
-    layers: Mapping[str, Mapping[str, Tensor]], prefix: re.Pattern, known: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
-    """The model's layers for each layer in a file that is a whole LoRA's, and that the model has."""
-    flat = {layer: _flat(prefix.sub("", layer)) for layer, parts in layers.items() if _is_whole(parts)}
+def _found(layers: Layers, prefix: re.Pattern, known: Names) -> dict[str, tuple[str, ...]]:
+    """The model's layers for each layer in a file that is complete, and that the model has."""
+    flat = {layer: _flat(prefix.sub("", layer)) for layer, parts in layers.items() if _is_complete(parts)}
     return {layer: known[name] for layer, name in flat.items() if name in known and prefix.match(layer)}
 
 
-def _is_whole(parts: Mapping[str, Tensor]) -> bool:
-    """Whether both matrices of a layer are there, and an alpha that is a number, if there is one."""
+def _is_complete(parts: Mapping[str, Tensor]) -> bool:
+    """Whether a layer has both matrices, and no alpha or one number."""
     down, up, alpha = (parts.get(name) for name in ("down", "up", "alpha"))
     if down is None or up is None or (alpha is not None and alpha.numel() != 1):
         return False
     return down.ndim == up.ndim == 2 and down.numel() > 0
 
 
-def _placed(
-    path: Path, layers: Mapping[str, Mapping[str, Tensor]], transformer: Any, clip: Any
-) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """What of a file goes where: its layers, each with FLUX's or with CLIP's that it is for.
+def _match_layers(path: Path, layers: Layers, transformer: Any, clip: Any) -> tuple[Names, Names]:
+    """FLUX's and CLIP's layers for the layers of a file.
 
     Raises:
-        ValueError: most of it is for other models, or for layers of other sizes.
+        ValueError: most layers are of other models, or of other sizes.
     """
     flux = _found(layers, PREFIX, _flux_layers(transformer))
     text = {} if clip is None else _found(layers, CLIP_PREFIX, _clip_layers(clip))
     text = {layer: names for layer, names in text.items() if _fits(layers[layer], clip, names)}
     rest = [layer for layer in layers if layer not in flux and layer not in text]
-    foreign = [layer for layer in rest if "down" in layers[layer] and not TEXT.match(layer)]
+    foreign = [layer for layer in rest if "down" in layers[layer] and not TEXT_PREFIX.match(layer)]
     if len(flux) < len(foreign) or not (flux or text):
         raise ValueError(
             f"{path} is no LoRA for what is loaded: {len(flux)} of its layers are FLUX.1's, {len(text)} CLIP's"
-            f"{' (which is not loaded)' if clip is None else ''}, and {len(rest)} neither, such as {_first(rest)}; "
+            f"{' (which is not loaded)' if clip is None else ''}, and {len(rest)} neither, such as {first_few(rest)}; "
             f"{OTHER_MODEL}, or try ComfyUI's own Load LoRA"
         )
     for layer, names in flux.items():
-        inputs, *sizes = _sizes(transformer, names)
-        takes, gives = layers[layer]["down"].shape[-1], len(layers[layer]["up"])
-        if names == ("x_embedder",) and takes > inputs:
-            raise ValueError(_refusal(path, [f"{layer}, which takes {takes} channels"], CONTROL))
-        if not _fits(layers[layer], transformer, names):
-            raise ValueError(
-                f"{path} is for a model of another width: {layer} takes {takes} numbers and gives {gives}, but here it "
-                f"takes {inputs} and gives {sum(sizes)}; {OTHER_MODEL}, of this width"
-            )
+        _check_size(path, layer, layers[layer], transformer, names)
     if not flux:
         logger.warning("%s changes CLIP alone, and nothing of FLUX: it acts on words, not on CONDITIONING", path.name)
     if rest:
-        logger.warning("%s: %d of %d layers in it are not used: %s", path.name, len(rest), len(layers), _first(rest))
+        logger.warning("%s: %d of %d layers in it are not used: %s", path.name, len(rest), len(layers), first_few(rest))
     return flux, text
 
 
+def _check_size(path: Path, layer: str, parts: Mapping[str, Tensor], model: nn.Module, names: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless a layer's matrices fit the model's layers."""
+    inputs, *outputs = _sizes(model, names)
+    takes, gives = parts["down"].shape[-1], len(parts["up"])
+    if names == ("x_embedder",) and takes > inputs:
+        raise ValueError(refusal(path, [f"{layer}, which takes {takes} channels"], CONTROL))
+    if not _fits(parts, model, names):
+        raise ValueError(
+            f"{path} is for a model of another width: {layer} takes {takes} numbers and gives {gives}, but here it "
+            f"takes {inputs} and gives {sum(outputs)}; {OTHER_MODEL}, of this width"
+        )
+
+
 def _matrices(
-    layers: Mapping[str, Mapping[str, Tensor]],
-    found: Mapping[str, tuple[str, ...]],
-    model: nn.Module,
-    dtype: torch.dtype,
-    settings: Mapping[str, Any],
+    layers: Layers, found: Names, model: nn.Module, dtype: torch.dtype, settings: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    """For each of the model's layers the matrices ``"A"`` and ``"B"``: B·A is what is added to its weight."""
+    """The matrices of the model's layers, by a layer's name and ``"A"`` or ``"B"``; B·A is added to its weight.
+
+    Args:
+        layers: of the file.
+        found: the model's layers for each of them.
+        model: FLUX or CLIP.
+        dtype: of the matrices.
+        settings: of diffusers, see :func:`_read_settings`.
+    """
     for layer, names in found.items():
         down, up, alpha = (layers[layer].get(part) for part in ("down", "up", "alpha"))
         assert down is not None and up is not None
         released = SWAPPED if _flat(PREFIX.sub("", layer)) == _flat(SWAPPED) else layer
         for name, rows in zip(names, split_rows(released, up, _sizes(model, names)[1:]), strict=True):
             scale = _scale(settings, name, len(down)) if alpha is None else alpha.item() / len(down)
-            half = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0  # each takes a half, to stay in range
-            yield (name, "A"), down.to(dtype) * (scale / half)
-            yield (name, "B"), rows.to(dtype) * half
+            # each matrix takes about the root of the scale, so that both stay in range
+            root = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
+            yield (name, "A"), down.to(dtype) * (scale / root)
+            yield (name, "B"), rows.to(dtype) * root
 
 
 def _sizes(model: nn.Module, names: tuple[str, ...]) -> list[Any]:
-    """How many numbers a model's layers take, and how many each of them gives."""
+    """The number of inputs of a model's layers, which is one for all, and of outputs of each."""
     modules: list[Any] = [model.get_submodule(name) for name in names]
     return [modules[0].in_features, *(module.out_features for module in modules)]
 
 
 def _fits(parts: Mapping[str, Tensor], model: nn.Module, names: tuple[str, ...]) -> bool:
     """Whether the two matrices are of one rank, and of the size of the model's layers."""
-    (inputs, *sizes), rank = _sizes(model, names), len(parts["down"])
-    return (*parts["up"].shape, *parts["down"].shape) == (sum(sizes), rank, rank, inputs)
+    (inputs, *outputs), rank = _sizes(model, names), len(parts["down"])
+    return (*parts["up"].shape, *parts["down"].shape) == (sum(outputs), rank, rank, inputs)
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """The scale that diffusers' settings of a LoRA have for a layer; 1 if they have none."""
+    """The scale of a layer by diffusers' settings; 1 without settings."""
     patterns = settings.get("alpha_pattern") or {}
     fitting = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
     alpha = next(fitting, settings.get("lora_alpha", rank))
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, Any]]:
-    """What diffusers writes into its LoRAs' metadata, for each model that they are for."""
+def _read_settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, Any]]:
+    """The settings that diffusers writes into a LoRA's metadata, by model."""
     settings: dict[str, dict[str, Any]] = {}
     try:
         for key, value in json.loads(metadata.get("lora_adapter_metadata", "{}")).items():
@@ -304,8 +274,3 @@ def _settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, An
 
 def _flat(name: str) -> str:
     return name.replace(".", "_")
-
-
-def _first(items: Iterable[str]) -> str:
-    listed = list(items)
-    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")

@@ -1,4 +1,4 @@
-"""Which FLUX is it? The kinds and storage forms that Load FLUX does not draw with, told by their keys."""
+"""Kinds of FLUX, and forms to store it in, that Load FLUX does not support, by their keys."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Variant(NamedTuple):
 
     Attributes:
         name: as in "this is …".
-        told_by: whether a model is one.
-        advice: why it is refused, and what to do instead.
-        native: whether InstantCharacter Apply draws with it, on a MODEL of ComfyUI's own loaders.
+        matches: whether a model is of this kind.
+        advice: the reason for the refusal, and what to do instead.
+        native: whether InstantCharacter Apply supports it, on a MODEL of ComfyUI's own loaders.
     """
 
     name: str
-    told_by: Callable[[Shapes], bool]
+    matches: Callable[[Shapes], bool]
     advice: str
     native: bool = False
 
 
 def _has(*parts: str) -> Callable[[Shapes], bool]:
-    """Whether some key has one of these parts in it."""
+    """Whether one of these parts is in a key."""
     return lambda shapes: any(part in key for key in shapes for part in parts)
 
 
@@ -39,7 +39,7 @@ def _takes(channels: int) -> Callable[[Shapes], bool]:
 
 
 def input_channels(shapes: Shapes) -> int | None:
-    """How many channels a FLUX takes in; None of what is no FLUX, or of packed weights."""
+    """The number of input channels; None for a model that is no FLUX, and for packed weights."""
     shape = next((shapes[key] for key in INPUT if key in shapes), ())
     return shape[1] if len(shape) == 2 else None
 
@@ -86,13 +86,13 @@ VARIANTS = (
         native=True,
     ),
 )
-"""Forms to store FLUX in come last: what is FLUX.2 is so in every form."""
+"""The first match counts. Forms to store FLUX in come last, since FLUX.2 is FLUX.2 in every form."""
 
 
 def variant(shapes: Shapes) -> Variant | None:
-    """Which of :data:`VARIANTS` a model is; None of FLUX.1 as Load FLUX draws with it, and of what is no FLUX.
+    """The one of :data:`VARIANTS` that a model is; None for FLUX.1 as Load FLUX supports it, and for other models.
 
     Args:
         shapes: the keys of a file or of a loaded model, in the released layout, ComfyUI's or diffusers'.
     """
-    return next((kind for kind in VARIANTS if kind.told_by(shapes)), None)
+    return next((kind for kind in VARIANTS if kind.matches(shapes)), None)

@@ -37,7 +37,7 @@ def velocity_losses(predicted: Tensor, latents: Tensor, noise: Tensor) -> Tensor
 def positions(latents: Tensor) -> Tensor:
     """Of :func:`pack`'s tokens, [H/2 · W/2, 3] in float32."""
     height, width = latents.shape[-2:]
-    return img_ids(height, width, latents.device)
+    return img_ids(height // 2, width // 2, latents.device)
 
 
 def _beside(sigmas: Tensor, latents: Tensor) -> Tensor:

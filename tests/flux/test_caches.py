@@ -10,7 +10,7 @@ from support import tiny
 from instantcharacter.flux.caches import CharacterCache, PromptCache, RecentCache, encoder_state
 
 
-def test_the_value_that_was_used_first_leaves_first():
+def test_the_least_recently_used_value_leaves_first():
     cache: RecentCache[int] = RecentCache(size=2)
     assert [cache.get(key, lambda key=key: key) for key in (1, 2)] == [1, 2]
     assert cache.get(1, pytest.fail) == 1

@@ -12,6 +12,7 @@ from support.recorded import error
 from torch._dynamo.utils import counters
 
 from instantcharacter import Character
+from instantcharacter.flux.compile import CompiledForward
 
 can_trace = pytest.mark.skipif(
     torch.__version__.startswith("2.6"), reason="torch 2.6 cannot trace FLUX of diffusers 0.35, and a warning says so"
@@ -20,56 +21,56 @@ can_trace = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def no_code_generated(monkeypatch):
-    """Traces and guards as always, and then runs the graph as it is."""
+    """Traces and guards as always, and then runs the graph without generating code."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
-def draw(pipeline, **changes) -> torch.Tensor:
+def generate(pipeline, **changes) -> torch.Tensor:
     return pipeline(**{**recorded.run_settings(), **changes})[0]
 
 
 @can_trace
-def test_compiled_draws_the_same(pipeline, character):
-    expected = draw(pipeline, subject_image=character)
+def test_compiled_blocks_generate_the_same_picture(pipeline, character):
+    expected = generate(pipeline, subject_image=character)
     assert pipeline.enable_character_compile()
-    assert error(draw(pipeline, subject_image=character), expected) < 1e-6
+    assert error(generate(pipeline, subject_image=character), expected) < 1e-6
     assert counters["stats"]["unique_graphs"] > 0
 
 
 def test_nothing_is_compiled_for_another_prompt_scale_character_or_seed(pipeline, adapter, character):
     pipeline.enable_character_compile()
-    draw(pipeline, subject_image=character)
+    generate(pipeline, subject_image=character)
     graphs = counters["stats"]["unique_graphs"]
     # one for each kind of block; and FLUX hands its first single block a tensor of another layout than the others
     assert graphs <= 3
     other = Character(adapter.projector.fuse(*recorded.features(seed=99)), adapter.fingerprint())
     settings = recorded.run_settings()
-    draw(pipeline, subject_image=other, subject_scale=0.4)
-    draw(pipeline, subject_image=character, subject_scale=1.3, prompt_embeds=settings["prompt_embeds"] + 1)
-    draw(pipeline, subject_image=other, latents=settings["latents"].flip(0) * 0.9)
+    generate(pipeline, subject_image=other, subject_scale=0.4)
+    generate(pipeline, subject_image=character, subject_scale=1.3, prompt_embeds=settings["prompt_embeds"] + 1)
+    generate(pipeline, subject_image=other, latents=settings["latents"].flip(0) * 0.9)
     assert counters["stats"]["unique_graphs"] == graphs
 
 
 @can_trace
-def test_blocks_that_stream_are_compiled_too(pipeline, character):
-    expected = draw(pipeline, subject_image=character)
+def test_streamed_blocks_are_compiled_too(pipeline, character):
+    expected = generate(pipeline, subject_image=character)
     pipeline.enable_character_offload("stream")
     pipeline.enable_character_compile()
-    assert error(draw(pipeline, subject_image=character), expected) < 1e-6
+    assert error(generate(pipeline, subject_image=character), expected) < 1e-6
     assert 0 < counters["stats"]["unique_graphs"] <= 3
 
 
-def test_a_compiler_that_fails_is_done_without(pipeline, character, monkeypatch, caplog):
+def test_flux_runs_eagerly_where_the_compiler_fails(pipeline, character, monkeypatch, caplog):
     def broken(graph, inputs):
         raise RuntimeError("no C++ compiler here")
 
-    expected = draw(pipeline, subject_image=character)
+    expected = generate(pipeline, subject_image=character)
     monkeypatch.setattr(torch, "compile", lambda forward, **_: torch._dynamo.optimize(broken)(forward))
     pipeline.enable_character_compile()
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(draw(pipeline, subject_image=character), expected)
+        assert torch.equal(generate(pipeline, subject_image=character), expected)
     assert caplog.text.count("FLUX runs without being compiled") == 1
     assert "no C++ compiler here" in caplog.text
 
@@ -81,7 +82,46 @@ def test_fp8_storage_is_not_compiled_and_says_so(pipeline, caplog):
     assert "stored in fp8" in caplog.text
 
 
-def test_errors_of_flux_itself_are_not_swallowed(pipeline, character):
+def test_errors_of_flux_itself_are_raised(pipeline, character):
     pipeline.enable_character_compile()
     with pytest.raises(RuntimeError):
-        draw(pipeline, subject_image=character, prompt_embeds=torch.randn(1, 10, 63))
+        generate(pipeline, subject_image=character, prompt_embeds=torch.randn(1, 10, 63))
+
+
+# One block alone
+
+
+def compiled(monkeypatch, error: Exception, forward, failures: list[str]) -> CompiledForward:
+    """A block whose compiled code raises an error."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    return CompiledForward(forward, failures)
+
+
+def test_a_block_that_cannot_be_compiled_runs_eagerly_and_so_do_the_others(monkeypatch, caplog):
+    failures: list[str] = []
+    first, second = (compiled(monkeypatch, ValueError("no\n\ncompiler"), lambda x: x + 1, failures) for _ in range(2))
+    with caplog.at_level(logging.WARNING):
+        assert [first(1), first(2), second(3)] == [2, 3, 4]
+    assert failures == ["no compiler"]
+    assert caplog.text.count("FLUX runs without being compiled: no compiler") == 1
+
+
+def test_an_error_of_the_block_itself_does_not_end_compiling(monkeypatch, caplog):
+    failures: list[str] = []
+    block = compiled(monkeypatch, RuntimeError("from the graph"), lambda x: 1 / x, failures)
+    with pytest.raises(ZeroDivisionError):
+        block(0)
+    assert failures == []
+    assert "without being compiled" not in caplog.text
+
+
+def test_out_of_memory_is_left_to_the_offloader(monkeypatch):
+    failures: list[str] = []
+    block = compiled(monkeypatch, torch.OutOfMemoryError("full"), lambda x: pytest.fail("it ran again"), failures)
+    with pytest.raises(torch.OutOfMemoryError):
+        block(0)
+    assert failures == []

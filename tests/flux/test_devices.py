@@ -152,11 +152,11 @@ def test_several_characters_masks_and_pictures(whole, card):
 
 def test_a_module_returns_to_host_memory_and_leaves_none_on_the_card(card):
     module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    home = [p.data_ptr() for p in module.parameters()]
+    before = [p.data_ptr() for p in module.parameters()]
     with on_device(module, torch.device("cuda")) as there:
         assert devices(there) == {CUDA}
     assert devices(module) == {CPU}
-    assert [p.data_ptr() for p in module.parameters()] == home
+    assert [p.data_ptr() for p in module.parameters()] == before
     assert card.allocated == 0
 
 

@@ -47,24 +47,24 @@ def without_text(files: FluxFiles, **changes) -> FluxFiles:
     return FluxFiles(**{"flux": files.flux, "vae": files.vae} | changes)
 
 
-def draw(pipeline, **changes) -> torch.Tensor:
+def generate(pipeline, **changes) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(**{**recorded.run_settings(), **changes})[0]
 
 
 @pytest.fixture(scope="module")
 def expected(parts) -> torch.Tensor:
-    return draw(InstantCharacterPipeline(**recorded.components()))
+    return generate(InstantCharacterPipeline(**recorded.components()))
 
 
 def test_single_files_draw_what_the_models_do(files, expected):
-    drawn = draw(load_flux(without_text(files), torch.float32))
-    assert error(drawn, expected) < 1e-6  # weights that lie elsewhere in memory are summed in another order
+    generated = generate(load_flux(without_text(files), torch.float32))
+    assert error(generated, expected) < 1e-6  # weights that lie elsewhere in memory are summed in another order
 
 
-def test_diffusers_folder_draws_the_same(tmp_path, parts, expected):
+def test_diffusers_folder_generates_the_same(tmp_path, parts, expected):
     InstantCharacterPipeline(**parts).save_pretrained(tmp_path)
-    assert error(draw(load_flux(FluxFiles(tmp_path), torch.float32)), expected) < 1e-6
+    assert error(generate(load_flux(FluxFiles(tmp_path), torch.float32)), expected) < 1e-6
 
 
 def test_text_encoders_read_prompts_as_the_models_do(files, parts):
@@ -77,7 +77,7 @@ def test_text_encoders_read_prompts_as_the_models_do(files, parts):
         assert torch.equal(ours, theirs)
 
 
-def test_without_text_encoders_it_draws_from_embeddings(files):
+def test_without_text_encoders_it_generates_from_embeddings(files):
     pipeline = load_flux(without_text(files), torch.float32)
     assert pipeline.text_encoder is None
     assert pipeline.text_encoder_2 is None
@@ -87,13 +87,13 @@ def test_stored_in_fp8_it_computes_in_the_dtype_asked_for(files, expected, adapt
     pipeline = load_flux(without_text(files), torch.float32, fp8=True)
     stored = {parameter.dtype for parameter in pipeline.transformer.transformer_blocks.parameters()}
     assert torch.float8_e4m3fn in stored
-    drawn = draw(pipeline)
-    assert drawn.dtype == torch.float32
-    assert 1e-4 < error(drawn, expected) < 0.5
+    generated = generate(pipeline)
+    assert generated.dtype == torch.float32
+    assert 1e-4 < error(generated, expected) < 0.5
     pipeline.set_character_adapter(adapter)
     attention = pipeline.transformer.transformer_blocks[0].attn.processor.attention
     assert {parameter.dtype for parameter in attention.parameters()} == {torch.float32}
-    assert error(draw(pipeline, subject_image=character), drawn) > 1e-3
+    assert error(generate(pipeline, subject_image=character), generated) > 1e-3
 
 
 def test_fp8_file_is_read(files, expected, tmp_path):
@@ -103,10 +103,10 @@ def test_fp8_file_is_read(files, expected, tmp_path):
     rounded = recorded.transformer()
     rounded.load_state_dict({key: weight.float() for key, weight in state.items()})
     theirs = InstantCharacterPipeline(**{**recorded.components(), "transformer": rounded})
-    assert torch.equal(draw(pipeline), draw(theirs))
+    assert torch.equal(generate(pipeline), generate(theirs))
 
 
-def test_fp8_file_stored_in_fp8_draws_as_its_numbers_do(files, tmp_path):
+def test_fp8_file_stored_in_fp8_generates_as_its_numbers_do(files, tmp_path):
     state = {key: weight.to(torch.float8_e4m3fn) for key, weight in recorded.transformer().state_dict().items()}
     save_file(state, tmp_path / "flux-fp8.safetensors")
     in_fp8, in_float = (
@@ -115,7 +115,7 @@ def test_fp8_file_stored_in_fp8_draws_as_its_numbers_do(files, tmp_path):
     )
     assert in_fp8.transformer.transformer_blocks[0].ff.net[2].weight.dtype == torch.float8_e4m3fn
     assert in_fp8.transformer.transformer_blocks[0].attn.norm_q.weight.dtype == torch.float32
-    assert error(draw(in_fp8), draw(in_float)) < 1e-6
+    assert error(generate(in_fp8), generate(in_float)) < 1e-6
 
 
 @pytest.fixture
@@ -137,16 +137,16 @@ def gguf_file(tmp_path) -> Path:
     return tmp_path / "flux-q8.gguf"
 
 
-def test_gguf_file_is_read_and_draws_a_character(files, expected, gguf_file, adapter, character):
+def test_gguf_file_is_read_and_generates_a_character(files, expected, gguf_file, adapter, character):
     pipeline = load_flux(without_text(files, flux=gguf_file), torch.float32)
-    plain = draw(pipeline)
+    plain = generate(pipeline)
     assert 1e-5 < error(plain, expected) < 0.1
     pipeline.set_character_adapter(adapter)
-    drawn = draw(pipeline, subject_image=character)
+    generated = generate(pipeline, subject_image=character)
     whole = InstantCharacterPipeline(**recorded.components())
     whole.set_character_adapter(adapter)
-    assert error(drawn, draw(whole, subject_image=character)) < 0.1
-    assert error(drawn, plain) > 1e-3
+    assert error(generated, generate(whole, subject_image=character)) < 0.1
+    assert error(generated, plain) > 1e-3
 
 
 def test_adapter_of_a_gguf_flux_is_in_the_dtype_that_it_computes_in(files, gguf_file, adapter):
@@ -216,8 +216,8 @@ def test_every_layout_holds_the_same_flux(files, tmp_path, layout, dtype):
 def test_gguf_file_of_the_released_layout_is_read(files, expected, tmp_path):
     pytest.importorskip("gguf")
     tiny_models.save_gguf(tmp_path / "flux.gguf")
-    drawn = draw(load_flux(without_text(files, flux=tmp_path / "flux.gguf"), torch.float32))
-    assert 1e-5 < error(drawn, expected) < 0.1
+    generated = generate(load_flux(without_text(files, flux=tmp_path / "flux.gguf"), torch.float32))
+    assert 1e-5 < error(generated, expected) < 0.1
 
 
 def test_flux_is_read_out_of_a_whole_checkpoint(files, expected, tmp_path, caplog):
@@ -229,8 +229,8 @@ def test_flux_is_read_out_of_a_whole_checkpoint(files, expected, tmp_path, caplo
     }
     save_file(state, tmp_path / "flux.safetensors")
     with caplog.at_level("INFO"):
-        drawn = draw(load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32))
-    assert error(drawn, expected) < 1e-6
+        generated = generate(load_flux(without_text(files, flux=tmp_path / "flux.safetensors"), torch.float32))
+    assert error(generated, expected) < 1e-6
     assert "FLUX alone is read" in caplog.text
 
 
@@ -390,7 +390,7 @@ def test_folder_that_wants_its_own_code_run_is_refused_before_loading(folder, ne
 def test_command_line_refuses_a_folder_that_wants_its_own_code_run(folder, never_loaded, capsys):
     change(folder / "model_index.json", _class_name=["pipe", "Evil"])
     toy = ("--siglip", models.toy("siglip"), "--dinov2", models.toy("dinov2"), "--adapter", models.toy("adapter"))
-    told = (
+    options = (
         "--model",
         folder,
         "--reference",
@@ -400,7 +400,7 @@ def test_command_line_refuses_a_folder_that_wants_its_own_code_run(folder, never
         "--output",
         folder / "a.png",
     )
-    assert main(["generate", *map(str, (*toy, *told))]) == 2
+    assert main(["generate", *map(str, (*toy, *options))]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {folder} wants code run")
 
 
@@ -426,7 +426,7 @@ def test_folder_without_a_transformer_is_refused(folder, never_loaded):
 
 def test_folder_with_harmless_settings_and_nothing_for_a_part_is_read(folder, expected):
     change(folder / "model_index.json", image_encoder=[None, None], is_distilled=True)
-    assert error(draw(load_flux(FluxFiles(folder), torch.float32)), expected) < 1e-6
+    assert error(generate(load_flux(FluxFiles(folder), torch.float32)), expected) < 1e-6
     assert not (folder.parent / "was_run").exists()
 
 
@@ -475,14 +475,14 @@ def test_loading_takes_little_more_host_memory_than_the_weights(tmp_path, kind, 
 
 @pytest.mark.parametrize("kind", ["gguf", "fp8"])
 @pytest.mark.parametrize("strategy", ["none", "stream", "model"])
-def test_small_weights_draw_the_same_under_a_plan(files, gguf_file, adapter, character, kind, strategy):
+def test_small_weights_generate_the_same_under_a_plan(files, gguf_file, adapter, character, kind, strategy):
     files = without_text(files, flux=gguf_file) if kind == "gguf" else without_text(files)
-    drawn = []
+    generated = []
     for offload in (None, strategy):
         pipeline = load_flux(files, torch.float32, fp8=kind == "fp8")
         pipeline.set_progress_bar_config(disable=True)
         pipeline.set_character_adapter(adapter)
         if offload:
             pipeline.enable_character_offload(offload)
-        drawn.append(pipeline(**recorded.run_settings(), subject_image=character)[0])
-    assert error(*drawn) < 1e-6  # 2e-7 seen in fp8: the weights lie elsewhere, and the CPU rounds otherwise
+        generated.append(pipeline(**recorded.run_settings(), subject_image=character)[0])
+    assert error(*generated) < 1e-6  # 2e-7 seen in fp8: the weights lie elsewhere, and the CPU rounds otherwise

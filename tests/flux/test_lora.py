@@ -90,14 +90,14 @@ def pipeline_of(transformer=None, **changes) -> InstantCharacterPipeline:
     return pipeline
 
 
-def draw(pipeline, **changes) -> Tensor:
+def generate(pipeline, **changes) -> Tensor:
     return pipeline(**{**recorded.run_settings(), **changes})[0]
 
 
-def draw_styled(pipeline, path: Path, strength: float = STRENGTH, **changes) -> Tensor:
+def generate_styled(pipeline, path: Path, strength: float = STRENGTH, **changes) -> Tensor:
     load_lora(pipeline, path, "style")
     pipeline.set_adapters(["style"], [strength])
-    return draw(pipeline, **changes)
+    return generate(pipeline, **changes)
 
 
 def alpha_of(tensors: dict) -> float:
@@ -117,11 +117,11 @@ def lora_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def plain() -> Tensor:
-    return draw(pipeline_of())
+    return generate(pipeline_of())
 
 
 @pytest.mark.parametrize("layout", RELEASED)
-def test_layouts_of_released_names_draw_as_merged_weights_do(tmp_path, lora_file, layout, plain):
+def test_layouts_of_released_names_generate_as_merged_weights_do(tmp_path, lora_file, layout, plain):
     state = tiny_models.released_layout(recorded.transformer().state_dict())
     lora = matrices(state)
     tensors = RELEASED[layout](lora)
@@ -129,9 +129,9 @@ def test_layouts_of_released_names_draw_as_merged_weights_do(tmp_path, lora_file
     save_file({key: weight.contiguous() for key, weight in whole.items()}, tmp_path / "merged.safetensors")
     pipeline_of().vae.save_pretrained(tmp_path)
     expected = load_flux(FluxFiles(tmp_path / "merged.safetensors", vae=vae_file(tmp_path)), torch.float32)
-    drawn = draw_styled(pipeline_of(), lora_file(tensors))
-    assert error(drawn, draw(expected)) < 1e-5
-    assert error(drawn, plain) > 1e-2
+    generated = generate_styled(pipeline_of(), lora_file(tensors))
+    assert error(generated, generate(expected)) < 1e-5
+    assert error(generated, plain) > 1e-2
 
 
 def vae_file(folder: Path) -> Path:
@@ -139,18 +139,18 @@ def vae_file(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", DIFFUSERS)
-def test_layouts_of_diffusers_names_draw_as_merged_weights_do(lora_file, layout, plain):
+def test_layouts_of_diffusers_names_generate_as_merged_weights_do(lora_file, layout, plain):
     transformer = recorded.transformer()
     state = transformer.state_dict()
     lora = matrices(state)
     tensors = DIFFUSERS[layout](lora)
     transformer.load_state_dict(merged(state, lora, STRENGTH * alpha_of(tensors) / RANK))
-    drawn = draw_styled(pipeline_of(), lora_file(tensors))
-    assert error(drawn, draw(pipeline_of(transformer))) < 1e-5
-    assert error(drawn, plain) > 1e-2
+    generated = generate_styled(pipeline_of(), lora_file(tensors))
+    assert error(generated, generate(pipeline_of(transformer))) < 1e-5
+    assert error(generated, plain) > 1e-2
 
 
-def test_xlabs_layout_draws_as_merged_weights_do(lora_file, plain):
+def test_xlabs_layout_generates_as_merged_weights_do(lora_file, plain):
     transformer = recorded.transformer()
     state = transformer.state_dict()
     attn, single = "transformer_blocks.1.attn", "single_transformer_blocks.1"
@@ -172,9 +172,9 @@ def test_xlabs_layout_draws_as_merged_weights_do(lora_file, plain):
         tensors[f"{name}.down.weight"] = down
         tensors[f"{name}.up.weight"] = torch.cat([parts[layer][1] for layer in layers])
     transformer.load_state_dict(merged(state, lora, STRENGTH))
-    drawn = draw_styled(pipeline_of(), lora_file(tensors))
-    assert error(drawn, draw(pipeline_of(transformer))) < 1e-5
-    assert error(drawn, plain) > 1e-2
+    generated = generate_styled(pipeline_of(), lora_file(tensors))
+    assert error(generated, generate(pipeline_of(transformer))) < 1e-5
+    assert error(generated, plain) > 1e-2
 
 
 def test_two_loras_add_up(lora_file):
@@ -186,7 +186,7 @@ def test_two_loras_add_up(lora_file):
         load_lora(pipeline, lora_file(written(lora, "transformer.", AB)), name)
     pipeline.set_adapters(["style0", "style1"], [0.7, 0.4])
     transformer.load_state_dict(merged(merged(state, first, 0.7), second, 0.4))
-    assert error(draw(pipeline), draw(pipeline_of(transformer))) < 1e-5
+    assert error(generate(pipeline), generate(pipeline_of(transformer))) < 1e-5
 
 
 def test_layers_may_have_ranks_of_their_own(lora_file):
@@ -197,7 +197,7 @@ def test_layers_may_have_ranks_of_their_own(lora_file):
         lora[layer] = (down[: 1 + i % RANK], up[:, : 1 + i % RANK])
     transformer.load_state_dict(merged(state, lora, STRENGTH))
     path = lora_file(written(lora, "transformer.", AB))
-    assert error(draw_styled(pipeline_of(), path), draw(pipeline_of(transformer))) < 1e-5
+    assert error(generate_styled(pipeline_of(), path), generate(pipeline_of(transformer))) < 1e-5
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0 / RANK), (True, 2.0 / math.sqrt(RANK))])
@@ -213,23 +213,23 @@ def test_alpha_in_diffusers_metadata_counts(lora_file, rslora, scale):
     path = lora_file(written(lora, "transformer.", AB), {"lora_adapter_metadata": json.dumps(settings)})
     first, second = ({layer: pair} for layer, pair in lora.items())
     transformer.load_state_dict(merged(merged(state, first, scale), second, 4 * scale))
-    assert error(draw_styled(pipeline_of(), path, 1.0), draw(pipeline_of(transformer))) < 1e-5
+    assert error(generate_styled(pipeline_of(), path, 1.0), generate(pipeline_of(transformer))) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_loras_of_every_dtype_are_read(lora_file, plain, dtype):
     lora = matrices(recorded.transformer().state_dict(), ["transformer_blocks.0.attn.to_q"])
     tensors = {key: tensor.to(dtype) for key, tensor in written(lora, "transformer.", AB).items()}
-    drawn = draw_styled(pipeline_of(), lora_file(tensors))
+    generated = generate_styled(pipeline_of(), lora_file(tensors))
     exact = {key: tensor.float() for key, tensor in tensors.items()}
-    assert torch.equal(drawn, draw_styled(pipeline_of(), lora_file(exact)))
-    assert error(drawn, plain) > 1e-3
+    assert torch.equal(generated, generate_styled(pipeline_of(), lora_file(exact)))
+    assert error(generated, plain) > 1e-3
 
 
 def test_a_checkpoint_of_torchs_is_read(tmp_path, plain):
     lora = matrices(recorded.transformer().state_dict(), ["transformer_blocks.0.attn.to_q"])
     torch.save(written(lora, "transformer.", AB), tmp_path / "lora.pt")
-    assert error(draw_styled(pipeline_of(), tmp_path / "lora.pt"), plain) > 1e-3
+    assert error(generate_styled(pipeline_of(), tmp_path / "lora.pt"), plain) > 1e-3
     torch.save({"state_dict": {}}, tmp_path / "lora.pt")
     with pytest.raises(ValueError, match="lora.pt holds more than tensors"):
         load_lora(pipeline_of(), tmp_path / "lora.pt", "style")
@@ -300,9 +300,9 @@ def flux_lora(**more: Tensor) -> dict:
     ],
     ids=["CLIP, not loaded", "T5", "biases", "norms", "a block that is not there"],
 )
-def test_what_is_not_used_of_a_lora_is_said(lora_file, plain, caplog, more, left_out):
-    drawn = draw_styled(pipeline_of(), lora_file({**flux_lora(), **more}))
-    assert error(drawn, plain) > 1e-3
+def test_what_is_not_used_of_a_lora_is_logged(lora_file, plain, caplog, more, left_out):
+    generated = generate_styled(pipeline_of(), lora_file({**flux_lora(), **more}))
+    assert error(generated, plain) > 1e-3
     assert "lora.safetensors: 1 of 2 layers in it are not used" in caplog.text
     assert left_out in caplog.text
 
@@ -315,16 +315,16 @@ def test_a_clip_part_of_another_width_is_left_out(words, lora_file, caplog):
     assert "1 of 2 layers in it are not used: lora_te1_" in caplog.text
 
 
-def test_a_dora_is_used_but_for_its_magnitudes_and_that_is_said(lora_file, caplog):
-    without = draw_styled(pipeline_of(), lora_file(flux_lora()))
+def test_a_dora_is_used_but_for_its_magnitudes_with_a_warning(lora_file, caplog):
+    without = generate_styled(pipeline_of(), lora_file(flux_lora()))
     dora = flux_lora(**{"transformer.transformer_blocks.0.attn.to_q.dora_scale": torch.ones(256, 1)})
-    assert torch.equal(draw_styled(pipeline_of(), lora_file(dora)), without)
+    assert torch.equal(generate_styled(pipeline_of(), lora_file(dora)), without)
     assert "lora.safetensors is a DoRA: its magnitudes are left out" in caplog.text
 
 
-def test_a_lora_that_is_used_whole_says_nothing(lora_file, caplog):
+def test_a_lora_that_is_used_whole_logs_nothing(lora_file, caplog):
     caplog.set_level(logging.WARNING)
-    draw_styled(pipeline_of(), lora_file(flux_lora()))
+    generate_styled(pipeline_of(), lora_file(flux_lora()))
     assert not caplog.records
 
 
@@ -368,7 +368,7 @@ def test_what_is_no_lora_for_flux_is_refused_by_name(lora_file, name):
 
 
 @pytest.mark.parametrize("key", ["transformer.x_embedder", "diffusion_model.img_in"])
-def test_a_control_lora_is_told_by_its_channels(lora_file, key):
+def test_a_control_lora_is_recognised_by_its_channels(lora_file, key):
     with pytest.raises(ValueError, match=rf"looks like a control LoRA .*, by {key}, which takes 128 channels"):
         load_lora(pipeline_of(), lora_file(pair(key, 128, 256)), "style")
 
@@ -426,32 +426,32 @@ def files(tmp_path_factory) -> dict[str, FluxFiles]:
 
 
 @pytest.mark.parametrize("name", ["float", "fp8"])
-def test_flux_in_fp8_draws_with_a_lora_that_is_not_rounded(files, lora_file, name):
+def test_flux_in_fp8_generates_with_a_lora_that_is_not_rounded(files, lora_file, name):
     path = lora_file(written(matrices(recorded.transformer().state_dict()), "transformer.", AB))
     small, rounded = load_flux(files[name], torch.float32, fp8=True), pipeline_of()
     assert torch.float8_e4m3fn in {parameter.dtype for parameter in small.transformer.parameters()}
     rounded.transformer.load_state_dict({key: w.float() for key, w in small.transformer.state_dict().items()})
     small.set_progress_bar_config(disable=True)
-    assert error(draw_styled(small, path), draw_styled(rounded, path)) < 1e-5
+    assert error(generate_styled(small, path), generate_styled(rounded, path)) < 1e-5
     kept = {p.dtype for key, p in small.transformer.named_parameters() if "lora_" in key}
     assert kept == {torch.float32}
     assert small.transformer.transformer_blocks[0].ff.net[2].weight.dtype == torch.float8_e4m3fn
 
 
-def test_storing_in_fp8_after_the_lora_draws_the_same(lora_file):
+def test_storing_in_fp8_after_the_lora_generates_the_same(lora_file):
     path = lora_file(written(matrices(recorded.transformer().state_dict()), "transformer.", AB))
     before, after = pipeline_of(), pipeline_of()
     store_in_fp8(before.transformer, torch.float32)
     load_lora(after, path, "style")
     store_in_fp8(after.transformer, torch.float32)
     after.set_adapters(["style"], [STRENGTH])
-    assert error(draw_styled(before, path), draw(after)) < 1e-6
+    assert error(generate_styled(before, path), generate(after)) < 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["none", "stream", "model", "sequential"])
-def test_fp8_and_a_lora_draw_the_same_under_a_plan(files, lora_file, adapter, character, strategy):
+def test_fp8_and_a_lora_generate_the_same_under_a_plan(files, lora_file, adapter, character, strategy):
     path = lora_file(written(matrices(recorded.transformer().state_dict()), "transformer.", AB))
-    drawn = []
+    generated = []
     for offload in (None, strategy):
         pipeline = load_flux(files["fp8"], torch.float32, fp8=True)
         pipeline.set_progress_bar_config(disable=True)
@@ -460,25 +460,25 @@ def test_fp8_and_a_lora_draw_the_same_under_a_plan(files, lora_file, adapter, ch
         pipeline.set_character_adapter(adapter)
         if offload:
             pipeline.enable_character_offload(offload)
-        drawn.append(draw(pipeline, subject_image=character))
-    assert error(*drawn) < 1e-6
+        generated.append(generate(pipeline, subject_image=character))
+    assert error(*generated) < 1e-6
 
 
-def test_gguf_draws_with_a_lora(tmp_path, files, lora_file, plain):
+def test_gguf_generates_with_a_lora(tmp_path, files, lora_file, plain):
     pytest.importorskip("gguf")
     tiny_models.save_gguf(tmp_path / "flux.gguf")
     path = lora_file(written(matrices(recorded.transformer().state_dict()), "transformer.", AB))
     pipeline = load_flux(FluxFiles(tmp_path / "flux.gguf", vae=files["float"].vae), torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = draw_styled(pipeline, path)
-    assert error(drawn, draw_styled(pipeline_of(), path)) < 0.1
-    assert error(drawn, plain) > 0.2
+    generated = generate_styled(pipeline, path)
+    assert error(generated, generate_styled(pipeline_of(), path)) < 0.1
+    assert error(generated, plain) > 0.2
 
 
 # The command line
 
 
-def generate(tmp_path: Path, *lora: object) -> int:
+def run_command(tmp_path: Path, *lora: object) -> int:
     settings = (
         "--model",
         "toy",
@@ -491,16 +491,16 @@ def generate(tmp_path: Path, *lora: object) -> int:
     return main(["generate", *map(str, (*settings, *small, *lora))])
 
 
-def test_command_line_draws_in_fp8_with_a_lora(tmp_path):
+def test_command_line_generates_in_fp8_with_a_lora(tmp_path):
     pictures = []
     for lora in ((), ("--lora", f"{toy('lora')}:1.0")):
-        assert generate(tmp_path, *lora) == 0
+        assert run_command(tmp_path, *lora) == 0
         pictures.append(Image.open(tmp_path / "out.png").tobytes())
     assert pictures[0] != pictures[1]
 
 
 def test_command_line_says_in_one_line_what_a_lora_is(tmp_path, lora_file, capsys):
-    assert generate(tmp_path, "--lora", lora_file(NONE_OF_IT["LoKr"][0])) == 2
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "lora.safetensors looks like a LoKr" in said
-    assert "InstantCharacter Apply" in said
+    assert run_command(tmp_path, "--lora", lora_file(NONE_OF_IT["LoKr"][0])) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "lora.safetensors looks like a LoKr" in message
+    assert "InstantCharacter Apply" in message

@@ -27,7 +27,7 @@ from instantcharacter.model.conditioning import Subject, add_subjects, mask_to_t
 CPU_GROUP_OFFLOAD = Version(diffusers.__version__) >= Version("0.36")
 
 
-def draw(pipeline, **changes) -> torch.Tensor:
+def generate(pipeline, **changes) -> torch.Tensor:
     return pipeline(**{**recorded.run_settings(), **changes})[0]
 
 
@@ -38,8 +38,8 @@ def quiet(pipeline):
 
 @pytest.fixture
 def plain() -> torch.Tensor:
-    """What FLUX draws without any of this."""
-    return draw(quiet(FluxPipeline(**recorded.components())))
+    """The picture of plain FLUX."""
+    return generate(quiet(FluxPipeline(**recorded.components())))
 
 
 @pytest.fixture
@@ -51,83 +51,83 @@ def other_character(adapter) -> Character:
 
 
 def test_without_a_character_is_plain_flux(pipeline, plain):
-    assert torch.equal(draw(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
 
 
 def test_scale_zero_is_plain_flux(pipeline, character, plain):
-    assert torch.equal(draw(pipeline, subject_image=character, subject_scale=0), plain)
-    assert torch.equal(draw(pipeline, subject_image=[character, character], subject_scale=[0, 0.0]), plain)
+    assert torch.equal(generate(pipeline, subject_image=character, subject_scale=0), plain)
+    assert torch.equal(generate(pipeline, subject_image=[character, character], subject_scale=[0, 0.0]), plain)
 
 
-def test_scale_zero_never_looks_at_the_picture(pipeline, encoder, monkeypatch):
+def test_scale_zero_encodes_no_picture(pipeline, encoder, monkeypatch):
     pipeline.set_character_encoder(encoder)
     monkeypatch.setattr(encoder, "forward", lambda *_: pytest.fail("the picture was encoded"))
-    draw(pipeline, subject_image=recorded.PICTURE, subject_scale=0)
+    generate(pipeline, subject_image=recorded.PICTURE, subject_scale=0)
 
 
 def test_an_empty_window_is_plain_flux(pipeline, character, plain):
-    assert torch.equal(draw(pipeline, subject_image=character, subject_start=0.5, subject_end=0.5), plain)
+    assert torch.equal(generate(pipeline, subject_image=character, subject_start=0.5, subject_end=0.5), plain)
 
 
 def test_removed_adapter_leaves_plain_flux(pipeline, character, plain):
-    draw(pipeline, subject_image=character)
+    generate(pipeline, subject_image=character)
     pipeline.remove_character_adapter()
-    assert torch.equal(draw(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
     assert {type(processor) for processor in pipeline.transformer.attn_processors.values()} == {FluxAttnProcessor}
     assert pipeline.transformer.state_dict().keys() == recorded.transformer().state_dict().keys()
     assert not pipeline.transformer._forward_pre_hooks
     with pytest.raises(ValueError, match="set_character_adapter"):
-        draw(pipeline, subject_image=character)
+        generate(pipeline, subject_image=character)
 
 
-def test_setting_an_adapter_again_does_not_pile_up(pipeline, adapter, character):
-    before = draw(pipeline, subject_image=character)
+def test_setting_an_adapter_again_replaces_it(pipeline, adapter, character):
+    before = generate(pipeline, subject_image=character)
     pipeline.set_character_adapter(adapter)
-    assert torch.equal(draw(pipeline, subject_image=character), before)
+    assert torch.equal(generate(pipeline, subject_image=character), before)
     pipeline.remove_character_adapter()
     assert {type(processor) for processor in pipeline.transformer.attn_processors.values()} == {FluxAttnProcessor}
 
 
-# What is drawn
+# Characters
 
 
 def test_character_changes_the_picture_more_with_its_scale(pipeline, character, plain):
-    changes = [error(draw(pipeline, subject_image=character, subject_scale=s), plain) for s in (0.01, 0.1, 0.9)]
+    changes = [error(generate(pipeline, subject_image=character, subject_scale=s), plain) for s in (0.01, 0.1, 0.9)]
     assert changes == sorted(changes)
     assert changes[0] > 1e-4
 
 
-def test_a_picture_and_its_character_draw_the_same(pipeline, encoder, character):
+def test_a_picture_and_its_character_generate_the_same(pipeline, encoder, character):
     pipeline.set_character_encoder(encoder)
-    from_picture = draw(pipeline, subject_image=Image.open(recorded.PICTURE), subject_fit="stretch")
-    assert torch.equal(from_picture, draw(pipeline, subject_image=character))
+    from_picture = generate(pipeline, subject_image=Image.open(recorded.PICTURE), subject_fit="stretch")
+    assert torch.equal(from_picture, generate(pipeline, subject_image=character))
 
 
-def test_loaded_character_draws_the_same(pipeline, character, tmp_path):
+def test_a_loaded_character_generates_the_same(pipeline, character, tmp_path):
     character.save(tmp_path / "fox.safetensors")
     loaded = Character.load(tmp_path / "fox.safetensors")
-    assert torch.equal(draw(pipeline, subject_image=loaded), draw(pipeline, subject_image=character))
+    assert torch.equal(generate(pipeline, subject_image=loaded), generate(pipeline, subject_image=character))
 
 
-def test_path_and_array_are_pictures_too(pipeline, encoder):
+def test_paths_and_arrays_are_pictures_too(pipeline, encoder):
     pipeline.set_character_encoder(encoder)
     picture = Image.open(recorded.PICTURE).convert("RGB")
-    latents = [draw(pipeline, subject_image=p) for p in (picture, recorded.PICTURE, np.asarray(picture))]
+    latents = [generate(pipeline, subject_image=p) for p in (picture, recorded.PICTURE, np.asarray(picture))]
     assert torch.equal(latents[0], latents[1])
     assert torch.equal(latents[0], latents[2])
 
 
 def test_two_halves_of_a_character_are_the_whole(pipeline, character):
-    halves = draw(pipeline, subject_image=[character, character], subject_scale=[0.3, 0.6])
-    assert error(halves, draw(pipeline, subject_image=character, subject_scale=0.9)) < 1e-4
+    halves = generate(pipeline, subject_image=[character, character], subject_scale=[0.3, 0.6])
+    assert error(halves, generate(pipeline, subject_image=character, subject_scale=0.9)) < 1e-4
 
 
 def test_each_character_has_its_own_scale(pipeline, character, other_character):
     both = [character, other_character]
-    one = draw(pipeline, subject_image=both, subject_scale=[0.9, 0])
-    assert torch.equal(one, draw(pipeline, subject_image=character, subject_scale=0.9))
-    all_alike = draw(pipeline, subject_image=both, subject_scale=0.7)
-    assert torch.equal(all_alike, draw(pipeline, subject_image=both, subject_scale=[0.7, 0.7]))
+    one = generate(pipeline, subject_image=both, subject_scale=[0.9, 0])
+    assert torch.equal(one, generate(pipeline, subject_image=character, subject_scale=0.9))
+    all_alike = generate(pipeline, subject_image=both, subject_scale=0.7)
+    assert torch.equal(all_alike, generate(pipeline, subject_image=both, subject_scale=[0.7, 0.7]))
     assert error(all_alike, one) > 1e-2
 
 
@@ -139,13 +139,13 @@ def half(side: str) -> torch.Tensor:
 
 
 def test_white_mask_is_no_mask(pipeline, character):
-    everywhere = draw(pipeline, subject_image=character, subject_mask=torch.ones(5, 7))
-    assert error(everywhere, draw(pipeline, subject_image=character)) < 1e-6  # a product more, rounded
+    everywhere = generate(pipeline, subject_image=character, subject_mask=torch.ones(5, 7))
+    assert error(everywhere, generate(pipeline, subject_image=character)) < 1e-6  # a product more, rounded
 
 
 def test_two_regions_of_a_character_are_the_whole(pipeline, character):
-    both = draw(pipeline, subject_image=[character] * 2, subject_mask=[half("left"), half("right")])
-    assert error(both, draw(pipeline, subject_image=character)) < 1e-4
+    both = generate(pipeline, subject_image=[character] * 2, subject_mask=[half("left"), half("right")])
+    assert error(both, generate(pipeline, subject_image=character)) < 1e-4
 
 
 def test_character_is_added_in_its_region_only(adapter, fused):
@@ -169,20 +169,20 @@ def test_region_is_the_mean_of_the_mask_over_each_token():
 
 
 def test_masks_of_several_characters_and_orders_agree(pipeline, character, other_character):
-    one = draw(
+    one = generate(
         pipeline,
         subject_image=[character, other_character],
         subject_scale=[0.9, 0.6],
         subject_mask=[half("left"), None],
     )
-    other = draw(
+    other = generate(
         pipeline,
         subject_image=[other_character, character],
         subject_scale=[0.6, 0.9],
         subject_mask=[None, half("left")],
     )
     assert error(one, other) < 1e-4
-    assert error(one, draw(pipeline, subject_image=[character, other_character], subject_scale=[0.9, 0.6])) > 1e-2
+    assert error(one, generate(pipeline, subject_image=[character, other_character], subject_scale=[0.9, 0.6])) > 1e-2
 
 
 def test_every_picture_of_a_batch_gets_the_character(pipeline, character):
@@ -190,10 +190,10 @@ def test_every_picture_of_a_batch_gets_the_character(pipeline, character):
     latents = recorded.run_settings()["latents"]
     settings = {"subject_image": character, "true_cfg_scale": 2.0}
     negatives = {key: value.expand(2, *value.shape[1:]) for key, value in negative.items()}
-    batch = draw(pipeline, **prompts, **negatives, **settings, latents=latents.repeat(2, 1, 1))
+    batch = generate(pipeline, **prompts, **negatives, **settings, latents=latents.repeat(2, 1, 1))
     for i in range(2):
         prompt = {key: value[i : i + 1] for key, value in prompts.items()}
-        assert error(batch[i : i + 1], draw(pipeline, **prompt, **negative, **settings)) < 1e-4
+        assert error(batch[i : i + 1], generate(pipeline, **prompt, **negative, **settings)) < 1e-4
 
 
 def test_a_prompt_is_no_longer_than_its_tokenizer_allows():
@@ -217,13 +217,13 @@ def test_prompts_as_text(character):
         both = {"prompt": ["a fox swims", "a fox flies"], "num_images_per_prompt": 2, "generator": generator}
         return pipeline(**{**settings, **both, **changes}).images
 
-    drawn = images(subject_image=fox)
-    assert drawn.shape == (4, 32, 48, 3)
-    assert np.isfinite(drawn).all()
-    assert not np.allclose(drawn, images(), atol=1e-2)
+    pictures = images(subject_image=fox)
+    assert pictures.shape == (4, 32, 48, 3)
+    assert np.isfinite(pictures).all()
+    assert not np.allclose(pictures, images(), atol=1e-2)
 
 
-def prompt_of_its_own(pipeline) -> torch.Tensor:
+def pooled_prompt(pipeline) -> torch.Tensor:
     return pipeline.encode_prompt("a fox", None)[1].clone()
 
 
@@ -241,101 +241,101 @@ def save_text_lora(pipeline, folder, name: str, seed: int) -> None:
     save_file(weights, folder / f"{name}.safetensors")
 
 
-def test_prompts_are_read_again_with_another_lora_of_the_same_name(tmp_path):
+def test_prompts_are_encoded_again_with_another_lora_of_the_same_name(tmp_path):
     from support.tiny import tiny_pipeline
 
     pipeline = quiet(tiny_pipeline())
     for seed, name in enumerate(("one", "two")):
         save_text_lora(pipeline, tmp_path, name, seed)
-    plain, seen = prompt_of_its_own(pipeline), []
+    plain, seen = pooled_prompt(pipeline), []
     for name in ("one", "two"):
         pipeline.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name="style")
-        seen.append(prompt_of_its_own(pipeline))
+        seen.append(pooled_prompt(pipeline))
         pipeline.unload_lora_weights()
         gc.collect()
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], plain)
-    assert torch.equal(prompt_of_its_own(pipeline), plain)
+    assert torch.equal(pooled_prompt(pipeline), plain)
 
 
-def test_prompts_are_read_again_by_another_text_encoder_and_in_another_dtype():
+def test_prompts_are_encoded_again_by_another_text_encoder_and_in_another_dtype():
     from support.tiny import tiny_pipeline
 
     pipeline = quiet(tiny_pipeline())
-    plain = prompt_of_its_own(pipeline)
+    plain = pooled_prompt(pipeline)
     pipeline.text_encoder = tiny_pipeline(seed=1).text_encoder
-    other = prompt_of_its_own(pipeline)
+    other = pooled_prompt(pipeline)
     assert not torch.equal(other, plain)
     pipeline.text_encoder.to(torch.bfloat16)
-    assert prompt_of_its_own(pipeline).dtype == torch.bfloat16
+    assert pooled_prompt(pipeline).dtype == torch.bfloat16
 
 
 def test_the_same_character_twice_in_one_picture_is_resampled_once(pipeline, character, resampled):
-    twice = draw(pipeline, subject_image=[character, character], subject_scale=[0.4, 0.5])
+    twice = generate(pipeline, subject_image=[character, character], subject_scale=[0.4, 0.5])
     assert len(resampled) == 4
-    assert error(twice, draw(pipeline, subject_image=character, subject_scale=0.9)) < 1e-4
+    assert error(twice, generate(pipeline, subject_image=character, subject_scale=0.9)) < 1e-4
     assert len(resampled) == 4
 
 
 def test_style_loras_add_up_with_the_character(pipeline, character):
-    bare = draw(pipeline, subject_image=character)
+    bare = generate(pipeline, subject_image=character)
     for name in ("one", "two"):
         pipeline.load_lora_weights(recorded.FOLDER, weight_name=recorded.LORA.name, adapter_name=name)
     pipeline.set_adapters(["one", "two"], [0.5, 0.3])
-    together = draw(pipeline, subject_image=character)
+    together = generate(pipeline, subject_image=character)
     pipeline.set_adapters(["one"], [0.8])
-    assert error(together, draw(pipeline, subject_image=character)) < 1e-4
+    assert error(together, generate(pipeline, subject_image=character)) < 1e-4
     assert error(together, bare) > 1e-3
     pipeline.unload_lora_weights()
-    assert torch.equal(draw(pipeline, subject_image=character), bare)
+    assert torch.equal(generate(pipeline, subject_image=character), bare)
 
 
-def test_fused_projections_draw_the_same(pipeline, character):
-    before = draw(pipeline, subject_image=character)
+def test_fused_projections_generate_the_same(pipeline, character):
+    before = generate(pipeline, subject_image=character)
     pipeline.transformer.fuse_qkv_projections()
-    assert error(draw(pipeline, subject_image=character), before) < 1e-4
+    assert error(generate(pipeline, subject_image=character), before) < 1e-4
 
 
 def test_attention_backend_reaches_both_attentions(pipeline, character, monkeypatch):
     pipeline.transformer.set_attention_backend("native")
     processor = next(iter(pipeline.transformer.attn_processors.values()))
     assert processor._attention_backend == processor.inner._attention_backend == "native"
-    draw(pipeline, subject_image=character)
+    generate(pipeline, subject_image=character)
 
 
-def test_compiled_blocks_draw_the_same(pipeline, character):
+def test_blocks_that_others_compile_generate_the_same(pipeline, character):
     """One graph a block: nothing in the processor makes the compiler give up."""
-    before = draw(pipeline, subject_image=character)
+    before = generate(pipeline, subject_image=character)
     for block in [*pipeline.transformer.transformer_blocks, *pipeline.transformer.single_transformer_blocks]:
         block.compile(fullgraph=True, backend="eager")
     try:
-        draw(pipeline)
+        generate(pipeline)
     except torch._dynamo.exc.Unsupported:
         pytest.skip("this torch cannot compile FLUX itself")
     # torch 2.13 gives the same bits, 2.11 is 2e-7 away
-    assert error(draw(pipeline, subject_image=character), before) < 1e-6
+    assert error(generate(pipeline, subject_image=character), before) < 1e-6
 
 
 @pytest.mark.skipif(not CPU_GROUP_OFFLOAD, reason="this diffusers offloads groups only beside an accelerator")
-def test_offload_draws_the_same(pipeline, character):
+def test_group_offloading_generates_the_same(pipeline, character):
     from diffusers.hooks import apply_group_offloading
 
-    before = draw(pipeline, subject_image=character)
+    before = generate(pipeline, subject_image=character)
     cpu = torch.device("cpu")
     apply_group_offloading(
         pipeline.transformer, onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
     )
-    assert torch.equal(draw(pipeline, subject_image=character), before)
+    assert torch.equal(generate(pipeline, subject_image=character), before)
 
 
-def test_sequential_offload_draws_the_same(pipeline, character):
+def test_sequential_offloading_generates_the_same(pipeline, character):
     from accelerate import cpu_offload
 
-    before = draw(pipeline, subject_image=character)
+    before = generate(pipeline, subject_image=character)
     for module in (pipeline.transformer, pipeline.vae):
         cpu_offload(module, torch.device("cpu"), offload_buffers=True)
     assert next(pipeline.transformer.parameters()).is_meta
-    assert torch.equal(draw(pipeline, subject_image=character), before)
+    assert torch.equal(generate(pipeline, subject_image=character), before)
 
 
 def test_gradients_reach_the_characters_tokens_through_flux(adapter):
@@ -360,11 +360,11 @@ def test_gradients_reach_the_characters_tokens_through_flux(adapter):
     assert error(plain_gradients[1], plain_gradients[0]) < 1e-4
 
 
-# When
+# Steps
 
 
 def steps_with_character(pipeline, **settings) -> list[bool]:
-    """Whether the transformer was given subjects, for each of its calls."""
+    """Whether each call of the transformer got subjects."""
     seen = []
 
     def note(module, args, kwargs):
@@ -372,14 +372,14 @@ def steps_with_character(pipeline, **settings) -> list[bool]:
 
     attention = pipeline.transformer.transformer_blocks[0].register_forward_pre_hook(note, with_kwargs=True)
     try:
-        draw(pipeline, **settings)
+        generate(pipeline, **settings)
     finally:
         attention.remove()
     return seen
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "drawn"),
+    ("start", "end", "expected"),
     [
         (0.0, 1.0, [1, 1, 1, 1, 1]),
         (0.4, 1.0, [0, 0, 1, 1, 1]),
@@ -388,10 +388,10 @@ def steps_with_character(pipeline, **settings) -> list[bool]:
         (0.3, 0.7, [0, 0, 1, 0, 0]),
     ],
 )
-def test_window_is_fractions_of_the_schedule(pipeline, character, start, end, drawn):
+def test_window_is_fractions_of_the_schedule(pipeline, character, start, end, expected):
     window = {"subject_start": start, "subject_end": end}
     seen = steps_with_character(pipeline, subject_image=character, num_inference_steps=5, **window)
-    assert seen == [bool(step) for step in drawn]
+    assert seen == [bool(step) for step in expected]
 
 
 def test_both_branches_of_true_cfg_get_the_character(pipeline, character):
@@ -400,18 +400,18 @@ def test_both_branches_of_true_cfg_get_the_character(pipeline, character):
 
 
 def test_tokens_follow_the_schedule(pipeline, character, resampled):
-    draw(pipeline, subject_image=character)
+    generate(pipeline, subject_image=character)
     assert resampled == pipeline.scheduler.timesteps.tolist()
     assert len(resampled) == 4
 
 
 def test_second_run_computes_no_features_no_fuse_no_resample(pipeline, encoder, adapter, monkeypatch):
     pipeline.set_character_encoder(encoder)
-    first = draw(pipeline, subject_image=Image.open(recorded.PICTURE))
+    first = generate(pipeline, subject_image=Image.open(recorded.PICTURE))
     for owner, name in ((encoder, "forward"), (adapter.projector, "fuse"), (adapter.projector, "resample")):
         monkeypatch.setattr(owner, name, lambda *_, name=name, **__: pytest.fail(f"{name} was computed again"))
-    assert torch.equal(draw(pipeline, subject_image=Image.open(recorded.PICTURE)), first)
-    draw(pipeline, subject_image=recorded.PICTURE, subject_scale=0.5, latents=first)
+    assert torch.equal(generate(pipeline, subject_image=Image.open(recorded.PICTURE)), first)
+    generate(pipeline, subject_image=recorded.PICTURE, subject_scale=0.5, latents=first)
 
 
 def test_another_picture_or_fit_is_another_character(pipeline):
@@ -424,14 +424,14 @@ def test_another_picture_or_fit_is_another_character(pipeline):
 
 
 class QuickEncoder(torch.nn.Module):
-    """Features from a picture's mean, in no time."""
+    """Features from the mean of a picture, at once."""
 
     def forward(self, image, fit="pad"):
         mean = np.asarray(image).mean() / 255
         return CharacterFeatures(*(tensor + mean for tensor in recorded.features(tokens=3)))
 
 
-def test_few_pictures_are_remembered(pipeline):
+def test_characters_of_few_pictures_are_cached(pipeline):
     pipeline.set_character_encoder(QuickEncoder())
     grey = [Image.new("RGB", (8, 8), (i, i, i)) for i in range(6)]
     characters = [pipeline.create_character(picture) for picture in grey]
@@ -444,9 +444,9 @@ def test_interrupted_run_leaves_nothing_behind(pipeline, character, plain):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw(pipeline, subject_image=character, callback_on_step_end=cancel)
+        generate(pipeline, subject_image=character, callback_on_step_end=cancel)
     assert not pipeline.transformer._forward_pre_hooks
-    assert torch.equal(draw(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
 
 
 # Other pipelines
@@ -486,16 +486,16 @@ def test_image_to_image_window_counts_the_steps_that_run(adapter, character):
 
 
 def test_pipelines_may_share_a_transformer(pipeline, adapter, character):
-    before = draw(pipeline, subject_image=character)
+    before = generate(pipeline, subject_image=character)
     second = quiet(InstantCharacterImg2ImgPipeline(**pipeline.components))
     with pytest.raises(ValueError, match="set_character_adapter"):
         second(**picture_settings(mask=False), subject_image=character)
     second.set_character_adapter(adapter)
     second(**picture_settings(mask=False), subject_image=character)
-    assert torch.equal(draw(pipeline, subject_image=character), before)
+    assert torch.equal(generate(pipeline, subject_image=character), before)
     second.set_character_adapter(recorded.adapter(seed=7))
     with pytest.raises(ValueError, match="does not carry its character adapter"):
-        draw(pipeline, subject_image=character)
+        generate(pipeline, subject_image=character)
 
 
 # Errors
@@ -517,30 +517,30 @@ def test_pipelines_may_share_a_transformer(pipeline, adapter, character):
         ({"subject_mask": torch.zeros(4, 4)}, "mask is empty"),
     ],
 )
-def test_wrong_settings_are_refused_before_drawing(pipeline, character, monkeypatch, settings, message):
-    monkeypatch.setattr(pipeline.transformer, "forward", lambda *_, **__: pytest.fail("it drew"))
+def test_wrong_settings_are_refused_before_generating(pipeline, character, monkeypatch, settings, message):
+    monkeypatch.setattr(pipeline.transformer, "forward", lambda *_, **__: pytest.fail("FLUX ran"))
     with pytest.raises(ValueError, match=message):
-        draw(pipeline, **{"subject_image": character, **settings})
+        generate(pipeline, **{"subject_image": character, **settings})
 
 
 def test_wrong_settings_are_refused_without_a_character_too(pipeline):
     with pytest.raises(ValueError, match="finite"):
-        draw(pipeline, subject_scale=float("nan"))
+        generate(pipeline, subject_scale=float("nan"))
 
 
 def test_character_without_adapter_is_refused(character):
     pipeline = quiet(InstantCharacterPipeline(**recorded.components()))
     with pytest.raises(ValueError, match="set_character_adapter"):
-        draw(pipeline, subject_image=character)
+        generate(pipeline, subject_image=character)
 
 
 def test_another_adapters_character_is_refused(pipeline, character):
     other = recorded.adapter(seed=7)
     foreign = Character(character.fused, other.fingerprint())
     with pytest.raises(
-        ValueError, match=rf"adapter {other.fingerprint()}, the one to draw it is {character.fingerprint}"
+        ValueError, match=rf"adapter {other.fingerprint()}, the one to generate it is {character.fingerprint}"
     ):
-        draw(pipeline, subject_image=foreign)
+        generate(pipeline, subject_image=foreign)
 
 
 @pytest.mark.parametrize(
@@ -568,11 +568,11 @@ def test_ip_adapter_in_the_way_is_refused(adapter):
         pipeline.set_character_adapter(adapter)
 
 
-def test_attention_that_cannot_be_watched_is_refused(pipeline, character):
+def test_a_processor_that_hides_its_query_is_refused(pipeline, character):
     for processor in pipeline.transformer.attn_processors.values():
         processor.inner = lambda attn, hidden_states, *_: attn.to_out[0](hidden_states)
     with pytest.raises(RuntimeError, match=r"does not normalise its query by attn.norm_q"):
-        draw(pipeline, subject_image=character)
+        generate(pipeline, subject_image=character)
 
 
 def test_offloaded_transformer_is_refused(adapter):

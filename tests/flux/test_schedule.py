@@ -18,7 +18,7 @@ from instantcharacter.flux.schedule import (
 )
 
 FOX, HARE = (Character(torch.full((1, 2, 3), float(i)), "") for i in range(2))
-IDS = img_ids(4, 8)
+IDS = img_ids(2, 4)
 
 
 def tokens_of(character, timesteps, device, dtype):

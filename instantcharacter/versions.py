@@ -1,14 +1,30 @@
-"""The newest diffusers and transformers that the tests were run with; newer ones may work, and are warned of."""
+"""The version of this package, and the newest versions of its libraries that it was tested with."""
 
 from __future__ import annotations
 
 import logging
+import re
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 TESTED = {"diffusers": "0.42.1", "transformers": "5.23.0"}
+"""The newest versions that the tests ran with."""
+
+
+NAME = "comfyui-instantcharacter"
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def package_version() -> str:
+    """The version in the ``pyproject.toml`` beside the package, or where pip copied the package, in its metadata."""
+    text = PYPROJECT.read_text(encoding="utf-8") if PYPROJECT.is_file() else ""
+    version = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
+    if f'name = "{NAME}"' in text and version:
+        return version[1]
+    return metadata.version(NAME)
 
 
 @cache

@@ -12,19 +12,20 @@ import pytest
 pytest.importorskip("importlinter", reason="import-linter needs Python 3.11")
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("benchmarks", "instantcharacter", "toy")
 CONTRACTS = re.findall(r'^name = "(.*)"\ntype = ', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.fixture
 def lint(tmp_path):
-    """Returns the contracts that a copy of the package breaks once a file of it imports more."""
+    """Returns the contracts that a copy of the code breaks once a file of it imports more."""
 
     def run(file: str, code: str) -> set[str]:
-        for source in (ROOT / "instantcharacter").rglob("*.py"):
+        for source in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
             copy = tmp_path / source.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(source.read_bytes())
-        with (tmp_path / "instantcharacter" / file).open("a", encoding="utf-8") as copy:
+        with (tmp_path / file).open("a", encoding="utf-8") as copy:
             copy.write(code)
         command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-logo"]
         command += ["--no-cache", str(ROOT / "pyproject.toml")]
@@ -37,29 +38,40 @@ def lint(tmp_path):
 
 
 def test_every_contract_is_kept(lint):
-    assert lint("versions.py", "") == set()
+    assert lint("instantcharacter/versions.py", "") == set()
 
 
 FORBIDDEN = {
     "Layers": [
-        ("model/attention.py", "import instantcharacter.offload.streaming"),
-        ("offload/planning.py", "import instantcharacter.model.attention"),
-        ("files/catalog.py", "import instantcharacter.model.attention"),
-        ("character/image.py", "import instantcharacter.flux.layout"),
-        ("flux/layout.py", "import instantcharacter.training.config"),
-        ("training/config.py", "import instantcharacter.cli.main"),
-        ("cli/main.py", "import instantcharacter.comfyui.folders"),
-        ("comfyui/folders.py", "import instantcharacter.cli.main"),
+        ("instantcharacter/model/attention.py", "import instantcharacter.offload.streaming"),
+        ("instantcharacter/offload/planning.py", "import instantcharacter.model.attention"),
+        ("instantcharacter/files/catalog.py", "import instantcharacter.model.attention"),
+        ("instantcharacter/character/image.py", "import instantcharacter.flux.layout"),
+        ("instantcharacter/flux/layout.py", "import instantcharacter.training.config"),
+        ("instantcharacter/training/config.py", "import instantcharacter.cli.main"),
+        ("instantcharacter/cli/main.py", "import instantcharacter.comfyui.folders"),
+        ("instantcharacter/comfyui/folders.py", "import instantcharacter.cli.main"),
     ],
-    "comfyui/ does without training/": [("comfyui/folders.py", "import instantcharacter.training.config")],
+    "comfyui/ does without training/": [
+        ("instantcharacter/comfyui/folders.py", "import instantcharacter.training.config")
+    ],
     "ComfyUI is imported in comfyui/ alone": [
-        ("flux/load.py", "import comfy.model_management"),
-        ("cli/main.py", "from folder_paths import models_dir"),
+        ("instantcharacter/flux/load.py", "import comfy.model_management"),
+        ("instantcharacter/cli/main.py", "from folder_paths import models_dir"),
     ],
-    "The package imports none of its users": [("training/config.py", "import toy.world")],
-    "No circles between files or folders": [("files/catalog.py", "import instantcharacter.files.folders")],
+    "The package imports none of its users": [
+        ("instantcharacter/training/config.py", "import toy.world"),
+        ("toy/models.py", "import benchmarks.training"),
+    ],
+    "The package and the toy world import no tests": [
+        ("instantcharacter/cli/demo.py", "from support import recorded"),
+        ("toy/models.py", "from tests.support import recorded"),
+    ],
+    "No circles between files or folders": [
+        ("instantcharacter/files/catalog.py", "import instantcharacter.files.folders")
+    ],
     "Files import each other, never the public names": [
-        ("comfyui/folders.py", "from instantcharacter import Character")
+        ("instantcharacter/comfyui/folders.py", "from instantcharacter import Character")
     ],
 }
 """By the contract that forbids them: files and imports."""

@@ -1,9 +1,11 @@
-"""What the repository promises to those who install it."""
+"""What the repository promises to those who install it, publish it, or look for its files."""
 
 from __future__ import annotations
 
 import ast
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -19,12 +21,12 @@ from instantcharacter import CharacterEncoder, versions
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "instantcharacter").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
-HOST = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "latent_preview", "server"}
-"""What comes with ComfyUI."""
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "server", "utils"}
+"""ComfyUI's own modules."""
 NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
 """Packages that are imported under another name."""
-UNSEEN = {"peft"}
-"""What is needed and not imported: diffusers reads LoRAs with it."""
+NOT_IMPORTED = {"peft"}
+"""Requirements that no file imports: diffusers reads LoRAs with peft."""
 
 
 def imported(path: Path) -> set[str]:
@@ -37,7 +39,7 @@ def imported(path: Path) -> set[str]:
     return modules
 
 
-def test_public_names_are_there():
+def test_public_names_have_docstrings():
     for name in instantcharacter.__all__:
         assert getattr(instantcharacter, name).__doc__, name
 
@@ -48,22 +50,44 @@ def packages(sources):
 
 
 def stated(name: str) -> dict[str, str]:
-    """What a file of requirements says of each package, after its name."""
+    """The packages of a requirements file, and the text after each name."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     return dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in lines if line[:1] not in ("", "#"))
 
 
+def project() -> dict:
+    """The content of ``pyproject.toml``."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def extra(name: str) -> set[str]:
+    """The packages of an optional dependency."""
+    lines = project()["project"]["optional-dependencies"][name]
+    return {re.match(r"[\w-]+(\[\w+\])?", line)[0] for line in lines}
+
+
 def test_requirements_are_what_is_imported():
-    training = set((ROOT / "instantcharacter/training").glob("*.py"))
+    training = set((ROOT / "instantcharacter/training").rglob("*.py"))
     required = set(stated("requirements.txt"))
-    assert packages(set(SOURCES) - training) | UNSEEN == required
-    extra = re.search(r"^training = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    extra = set(re.findall(r'"([a-z]+)>=', extra))
-    assert extra == {"datasets", "tensorboard"}
-    assert packages(training) <= required | extra | {"bitsandbytes"}
+    assert packages(set(SOURCES) - training) | NOT_IMPORTED == required
+    assert extra("training") == {"datasets", "tensorboard"}
+    assert packages(training) <= required | extra("training") | {"bitsandbytes"}
 
 
-def test_nothing_that_a_comfyui_has_is_held_back():
+def test_extras_hold_what_tests_import():
+    sources = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "toy").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    ours = {"benchmarks", "instantcharacter", "nodes", "reference", "support", "tests", "toy"}
+    ours |= {path.stem for path in sources}  # benchmarks and toys that are run as scripts
+    installed = {"websocket": "websocket-client", "importlinter": "import-linter"}
+    used = {installed.get(name, name) for name in packages(sources) - ours}
+    optional = {"torchvision", "bitsandbytes", "comfy_aimdo"}  # tests that need these skip without them
+    assert used - set(stated("requirements.txt")) - optional <= extra("training") | extra("test") | extra("dev")
+    assert "comfyui-instantcharacter[training]" in extra("test")
+    assert "comfyui-instantcharacter[test]" in extra("dev")
+
+
+def test_no_requirement_has_an_upper_bound():
     for package, bounds in stated("requirements.txt").items():
         assert re.fullmatch(r"(>=[\d.]+)?", bounds), package
     assert stated("requirements.txt")["torch"] == ""
@@ -105,14 +129,14 @@ def test_importing_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("name", ["character", "owl", "icon"])
-def test_reference_picture_is_what_its_script_draws(name):
+def test_picture_equals_the_output_of_its_script(name):
     from PIL import ImageChops
 
     namespace: dict = {"__name__": "draw_character", "__file__": "draw_character.py"}
     exec((ROOT / "assets/draw_character.py").read_text(encoding="utf-8"), namespace)
-    kept = Image.open(ROOT / f"assets/{name}.png")
-    difference = ImageChops.difference(kept, namespace[f"draw_{name}"]())
-    assert kept.mode == "RGBA"
+    committed = Image.open(ROOT / f"assets/{name}.png")
+    difference = ImageChops.difference(committed, namespace[f"draw_{name}"]())
+    assert committed.mode == "RGBA"
     assert max(high for _, high in difference.getextrema()) <= 8
 
 
@@ -120,20 +144,144 @@ def test_readme_names_the_two_commands_and_the_licences():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for words in ("make demo", "make test", "2504.12395", "non-commercial", "Apache-2.0"):
         assert words in readme
-    for link in re.findall(r"\]\((?!http)([^)#]+)", readme):
+
+
+@pytest.mark.parametrize("document", sorted(path.name for path in ROOT.glob("*.md")))
+def test_links_to_files_lead_somewhere(document):
+    for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / document).read_text(encoding="utf-8")):
         assert (ROOT / link).exists(), link
 
 
+def test_readme_has_a_line_for_each_file_of_the_package():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("## How it is built")[1].split("```")[1]
+    listed, folders = set(), {0: ROOT}
+    for indent, name in re.findall(r"^( *)([\w./]+)(?:  |$)", tree, re.MULTILINE):
+        path = folders[len(indent)] / name
+        folders[len(indent) + 4] = path
+        listed |= {path} if path.suffix else set()
+    package = ROOT / "instantcharacter"
+    assert {path for path in listed if package in path.parents} >= set(package.rglob("*.py")) - set(
+        package.rglob("*/__init__.py")
+    )
+    assert [path for path in listed if not path.exists()] == []
+
+
 def test_registry_finds_what_it_needs():
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    comfy = project["tool"]["comfy"]
+    comfy = project()["tool"]["comfy"]
     assert comfy["DisplayName"] == "InstantCharacter"
     assert comfy["requires-comfyui"] == ">=0.17.0"
     assert comfy["PublisherId"]
-    assert project["project"]["urls"]["Repository"]
+    assert project()["project"]["urls"]["Repository"]
     icon = ROOT / comfy["Icon"].split("/main/")[1]
     assert Image.open(icon).size == (400, 400)
+
+
+def test_installed_command_is_the_command_line():
+    module, name = project()["project"]["scripts"]["instantcharacter"].split(":")
+    assert getattr(import_module(module), name)([]) == 0
+
+
+# Releases
+
+
+@pytest.fixture
+def version_problems():
+    """The check of ``publish.yml``: returns the problems of a tag, for the files of a folder."""
+    pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    return runpy.run_path(str(ROOT / ".ci/check_version.py"))["problems"]
+
+
+@pytest.fixture
+def release(tmp_path):
+    """Returns a folder with a version and a changelog."""
+
+    def write(version: str, *sections: str) -> Path:
+        (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n', encoding="utf-8")
+        (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n" + "\n".join(sections), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def test_version_is_the_newest_of_the_changelog():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(\d.*?)\]", changelog, re.MULTILINE)[0] == instantcharacter.__version__
+    assert project()["project"]["version"] == instantcharacter.__version__
+
+
+def test_release_with_equal_versions_has_no_problems(version_problems, release):
+    folder = release("1.2.3", "## [Unreleased]\n", "## [1.2.3] - 2026-01-31\n\n- News.\n", "## [1.2.2] - 2026-01-01\n")
+    assert version_problems("v1.2.3", folder) == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "version", "sections", "problem"),
+    [
+        ("v1.2.4", "1.2.3", ["## [1.2.3] - 2026-01-31\n"], "the tag is v1.2.4, and pyproject.toml has version 1.2.3"),
+        ("1.2.3", "1.2.3", ["## [1.2.3] - 2026-01-31\n"], "not of the form v1.2.3"),
+        ("v1.2.3", "1.2.3", ["## [1.2.2] - 2026-01-31\n"], "CHANGELOG.md begins with"),
+        ("v1.2.3", "1.2.3", [], "CHANGELOG.md begins with"),
+        ("v1.2.3", "1.2.3", ["## [1.2.3]\n"], "no date for 1.2.3"),
+        ("v1.2.3", "1.2.3", ["## [Unreleased]\n\n- News.\n", "## [1.2.3] - 2026-01-31\n"], "entries under Unreleased"),
+    ],
+)
+def test_release_with_unequal_versions_is_refused(version_problems, release, tag, version, sections, problem):
+    assert any(problem in text for text in version_problems(tag, release(version, *sections)))
+
+
+# The registry's archive
+
+
+def tracked(*options: str) -> set[str]:
+    run = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        pytest.skip("not a git repository")
+    return {name for name in run.stdout.split("\0") if name and (ROOT / name).is_file()}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """The pack as the ComfyUI registry delivers it: tracked files without those in ``.comfyignore``."""
+    folder = tmp_path_factory.mktemp("archive")
+    for name in tracked() - tracked("--cached", "--ignored", "--exclude-from=.comfyignore"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def test_archive_has_every_file_of_the_package_and_of_comfyui(archive):
+    names = {path.relative_to(archive).as_posix() for path in archive.rglob("*") if path.is_file()}
+    for folder in ("instantcharacter", "web", "locales", "workflows", "subgraphs"):
+        assert {name for name in tracked() if name.startswith(f"{folder}/")} <= names
+    for name in ("__init__.py", "nodes.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md"):
+        assert name in names
+
+
+def test_archive_has_the_pictures_that_its_workflows_load(archive):
+    for workflow in (archive / "workflows").glob("*.json"):
+        for picture in re.findall(r'"([\w-]+\.png)"', workflow.read_text(encoding="utf-8")):
+            assert (archive / "assets" / picture).is_file(), f"{workflow.name}: {picture}"
+
+
+def test_archive_leaves_out_tests_and_tools(archive):
+    names = {path.name for path in archive.iterdir()}
+    assert not names & {"tests", "toy", "benchmarks", ".github", ".ci", "Makefile"}
+    assert not (archive / "assets/demo.png").exists()
+
+
+def test_toy_models_load_from_the_archive(archive):
+    code = (
+        "import instantcharacter as pack\nfrom instantcharacter.files import catalog\n"
+        "pack.CharacterEncoder.from_pretrained(catalog.toy('siglip'), catalog.toy('dinov2'))\n"
+        "pack.CharacterAdapter.from_file(catalog.toy('adapter'))\n"
+        "print(catalog.toy('flux'), pack.__version__, pack.__file__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=archive, capture_output=True, text=True, check=True)
+    flux, version, file = run.stdout.split()
+    assert Path(flux).is_relative_to(archive)
+    assert Path(file).is_relative_to(archive)
+    assert version == instantcharacter.__version__
 
 
 def test_entry_point_can_be_imported_without_comfyui():

@@ -1,1 +1,1 @@
-"""The shell: python -m instantcharacter."""
+"""The command line: ``instantcharacter`` where the package is installed, ``python -m instantcharacter`` anywhere."""

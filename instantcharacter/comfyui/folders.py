@@ -9,7 +9,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..files.catalog import FILES, TOY, ModelFile, fetch, toy
+from ..files.catalog import FILES, TOY, ModelFile, toy
+from ..files.download import fetch
 from ..files.folders import TOKENIZERS, match, save_folder
 from ..files.reading import read_json
 
@@ -56,7 +57,7 @@ def locate(name: str, choice: str, progress: Callable[[int, int], None] | None =
         name: the key of the file in ``FILES``.
         choice: from :func:`choices`, or :data:`~instantcharacter.files.catalog.TOY`. :data:`DOWNLOAD` uses the usual
             file, and downloads it if no folder has it.
-        progress: see :func:`~instantcharacter.files.catalog.fetch`.
+        progress: see :func:`~instantcharacter.files.download.fetch`.
         token: see there.
 
     Raises:
@@ -89,7 +90,7 @@ def locate_flux(
 
     Args:
         chosen: choices for ``flux``, ``clip_l``, ``t5`` and ``vae``, from :func:`choices`.
-        progress: see :func:`~instantcharacter.files.catalog.fetch`.
+        progress: see :func:`~instantcharacter.files.download.fetch`.
         token: see there.
     """
     downloads = [name for name, choice in chosen.items() if choice == DOWNLOAD]

@@ -1,24 +1,12 @@
-"""Which model files InstantCharacter needs, and where they come from.
+"""The catalogue of model files: what InstantCharacter needs, and where it comes from.
 
-Folders have ComfyUI's names. Fetching is huggingface_hub's: it resumes, keeps to ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``
-and ``HF_TOKEN``, and gives a file its name only when it is whole.
+Folders have ComfyUI's names.
 """
 
 from __future__ import annotations
 
-import errno
-import inspect
-import io
-import logging
-import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-logger = logging.getLogger(__name__)
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 SIGLIP = "google/siglip-so400m-patch14-384"
@@ -26,11 +14,8 @@ DINOV2 = "facebook/dinov2-giant"
 ADAPTER = "tencent/InstantCharacter"
 ADAPTER_FILE = "instantcharacter_ip-adapter.bin"
 
-Progress = Callable[[int, int], None]
-"""Told of the bytes that are here, and of all of them; may raise to cancel."""
-
 TOY = "toy"
-"""Chosen in place of a model: a small one of its kind, which comes with the pack."""
+"""The choice, in place of a model file, of the small model of its kind that comes with the pack."""
 TOY_FOLDER = Path(__file__).parents[2] / "assets/toy"
 TOY_FILES = {
     "flux": "flux",
@@ -39,10 +24,7 @@ TOY_FILES = {
     "adapter": "adapter.safetensors",
     "lora": "pixel_art.safetensors",
 }
-"""In that folder, by the names of :data:`FILES`, and a LoRA."""
-
-SPARE = 256 * 2**20
-"""Bytes to leave free on a disk."""
+"""Paths in :data:`TOY_FOLDER`, by the names of :data:`FILES`, and a LoRA."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +32,14 @@ class ModelFile:
     """A file that InstantCharacter needs.
 
     Attributes:
-        title: what people call it.
+        title: for lists and errors.
         repo: its repository on the hub.
-        path: its path there, and in the folder it is saved to.
+        path: its path in the repository, and in the folder that it is saved to.
         folder: that folder, under ComfyUI's ``models``.
-        subfolder: in which of its folders, if in one.
-        gigabytes: about how large it is.
-        searched: ComfyUI's names of the folders where it may be already.
-        names: what else it may be called there, in which of its folders.
+        gigabytes: its approximate size.
+        searched: ComfyUI's folders that are searched for it.
+        subfolder: of ``folder``, that it is saved to.
+        names: other paths that it may have in the searched folders.
         gated: whether its licence must be accepted on the hub first.
     """
 
@@ -73,11 +55,12 @@ class ModelFile:
 
     @property
     def saved_as(self) -> Path:
-        """Its path in its folder."""
+        """Its path in :attr:`folder`."""
         return Path(self.subfolder, self.path)
 
     @property
     def page(self) -> str:
+        """Its repository's page."""
         return f"https://huggingface.co/{self.repo}"
 
 
@@ -136,133 +119,19 @@ FILES = {
         names=("instantcharacter_ip-adapter.safetensors",),
     ),
 }
-"""By the name that the command line and the nodes have for each."""
+"""By their names on the command line and in the nodes."""
 
 
 def toy(name: str) -> Path:
-    """The toy model of this name in :data:`TOY_FILES`.
+    """The path of a toy model.
+
+    Args:
+        name: one of :data:`TOY_FILES`.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the pack was installed without it.
     """
     path = TOY_FOLDER / TOY_FILES[name]
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: the toy models come with the pack's repository; clone it")
     return path
-
-
-def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = None, token: str | None = None) -> Path:
-    """Fetch a model file from the hub into a directory; a file that is there whole is not fetched again.
-
-    Args:
-        file: which.
-        directory: of its folder, such as ComfyUI's ``models/ipadapter``.
-        progress: told how far it is; what it raises cancels. huggingface_hub older than 1.2 cannot tell.
-        token: for this file alone; ``HF_TOKEN`` or ``hf auth login`` if not given. It is kept nowhere.
-
-    Raises:
-        OSError: no network, offline, no such file, licence not accepted, disk full, or cut off: what to do is in it.
-        ValueError: a token that cannot be sent.
-    """
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if token and not re.fullmatch("[!-~]+", token):  # the client's error, which is logged, would quote it
-        raise ValueError("this is no Hugging Face token: expected hf_ and letters, in one line")
-    target = Path(directory) / file.subfolder
-    settings: dict[str, Any] = {"local_dir": target, "token": token or None}
-    if progress and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:
-        settings["tqdm_class"] = _reporting(progress)
-    elif progress:
-        logger.warning("huggingface_hub %s cannot tell how far a download is; 1.2 can", huggingface_hub.__version__)
-    with _explained(file, target):
-        if not constants.HF_HUB_OFFLINE:
-            _check_disk(file, target, token)
-        return Path(huggingface_hub.hf_hub_download(file.repo, file.path, **settings))
-
-
-def adapter_file(source: str) -> Path:
-    """An adapter's file: ``source`` if it ends like one, else the released one in a folder or a hub repository.
-
-    Raises:
-        OSError: the hub cannot be reached, or has no such repository or file.
-    """
-    if Path(source).suffix in (".bin", ".safetensors"):
-        return Path(source)
-    if Path(source).is_dir():
-        return Path(source, ADAPTER_FILE)
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(source, ADAPTER_FILE))
-    except OSError as error:
-        raise OSError(
-            f"{ADAPTER_FILE} of {source} could not be fetched ({_first_line(error)}) Fetch it by hand from "
-            f"https://huggingface.co/{source} and give its path."
-        ) from error
-
-
-def _check_disk(file: ModelFile, target: Path, token: str | None) -> None:
-    """Raise ``OSError`` unless what is missing of the file fits on the disk it goes to."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    if (target / file.path).is_file():
-        return
-    size = get_hf_file_metadata(hf_hub_url(file.repo, file.path), token=token or None).size or 0
-    there = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < size + SPARE:
-        raise OSError(errno.ENOSPC, f"{_gigabytes(size)} are needed, {_gigabytes(free)} are free", str(there))
-
-
-@contextmanager
-def _explained(file: ModelFile, target: Path) -> Iterator[None]:
-    """Whatever goes wrong on the way in the block, as an ``OSError`` that says what to do next."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
-            raise
-        what = _explanation(error, file, f"or fetch {file.path} by hand from {file.page} and put it into {target}")
-        raise OSError(f"{file.title} ({file.path} of {file.repo}) {what}.") from error
-
-
-def _explanation(error: Exception, file: ModelFile, by_hand: str) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403) and (file.gated or "gated" in type(error).__name__.lower()):
-        return f"is behind a licence: accept it at {file.page}, run `hf auth login` or set HF_TOKEN, and try again"
-    if status in (401, 403):
-        return f"was refused ({status}): check HF_TOKEN or run `hf auth login`, {by_hand}"
-    if status == 404:
-        return f"is not at {file.page} any more: see whether it has moved there, {by_hand}"
-    if status is not None:
-        return f"could not be had (the hub says {status}): try again later, {by_hand}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-        return f"cannot be written to {error.filename or 'the disk'} ({error.strerror}): make room there and try again"
-    if "Consistency check" in str(error) or type(error).__name__ in ("ChunkedEncodingError", "RemoteProtocolError"):
-        return f"came cut off ({_first_line(error)}): try again, {by_hand}"
-    return f"could not be reached: go online, unset HF_HUB_OFFLINE or check HF_ENDPOINT, and try again, {by_hand}"
-
-
-def _reporting(progress: Progress) -> type:
-    """A tqdm that tells ``progress`` instead of the terminal."""
-    from tqdm import tqdm
-
-    class Reporting(tqdm):
-        def __init__(self, *args: Any, name: str | None = None, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            shown = super().update(n)
-            progress(int(self.n), int(self.total or self.n))
-            return shown
-
-    return Reporting
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

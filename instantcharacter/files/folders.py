@@ -1,4 +1,4 @@
-"""Where model files are already: ComfyUI's folders, searched through links, and how a file is known in them."""
+"""Search of ComfyUI's model folders, through links, for files of the catalogue."""
 
 from __future__ import annotations
 
@@ -11,51 +11,57 @@ from typing import Any
 from .catalog import FILES, FLUX, ModelFile
 
 OLD_NAMES = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
-"""ComfyUI's folders that have an older name, too."""
+"""ComfyUI's folders → their older names, which it searches too."""
 TOKENIZERS = ("comfy/sd1_tokenizer", "comfy/text_encoders/t5_tokenizer")
-"""Folders with the vocabularies of CLIP and T5, in ComfyUI's."""
+"""Folders of ComfyUI's source with the vocabularies of CLIP and T5."""
 HUB_TOKENIZERS = (
     *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")),
     *(f"tokenizer_2/{name}" for name in ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")),
 )
-"""The same in FLUX.1-dev's repository, file by file."""
+"""Files of FLUX.1-dev's repository with the same vocabularies."""
 SNAPSHOT = re.compile(r"models--[^/]+--([^/]+)/snapshots/[^/]+")
-"""A repository in a hub cache, in one of its versions."""
+"""The path of a repository's version in a hub cache."""
 
 
 def match(file: ModelFile, names: Iterable[str]) -> str | None:
-    """The first of a folder's file names that is this file's, or else another that it goes by; of any depth.
+    """The name under which a folder has a model file, or None.
 
-    A snapshot in a hub cache counts as a folder of its repository's name.
+    Args:
+        file: one of :data:`~.catalog.FILES`.
+        names: paths in the folder, of any depth. A snapshot in a hub cache counts as a folder of its repository's
+            name.
+
+    Returns:
+        The first of ``names`` that ends in the file's own path, or else in another of its names.
     """
-    listed = {SNAPSHOT.sub(r"\1", f"/{name}".replace("\\", "/")): name for name in names}
-    for wanted in (file.saved_as.as_posix(), *file.names):
-        for path, name in listed.items():
-            if path.endswith(f"/{wanted}"):
+    paths = {SNAPSHOT.sub(r"\1", f"/{name}".replace("\\", "/")): name for name in names}
+    for end in (file.saved_as.as_posix(), *file.names):
+        for path, name in paths.items():
+            if path.endswith(f"/{end}"):
                 return name
     return None
 
 
 def find(file: ModelFile, folders: Mapping[str, Iterable[str | Path]]) -> Path | None:
-    """A model file where it is already, under its own name or another that it goes by.
+    """The path of a model file, or None.
 
     Args:
-        file: which.
-        folders: the directories of each of ComfyUI's folders; all that is in them is searched, through links.
+        file: one of :data:`~.catalog.FILES`.
+        folders: the directories of each of ComfyUI's folders; they are searched with their subfolders, through links.
     """
     for directory in (Path(d) for folder in file.searched for d in folders.get(folder, ())):
-        there = sorted(os.path.relpath(path, directory) for path in _files(directory))
-        if name := match(file, there):
+        names = sorted(os.path.relpath(path, directory) for path in _files(directory))
+        if name := match(file, names):
             return directory / name
     return None
 
 
-def comfyui_folder(*places: Path) -> Path | None:
-    """The ComfyUI that the pack is in, or else the working directory or one of these; through links, as written."""
-    shell = Path(os.environ.get("PWD", ""))  # the working directory, through the links it was reached by
-    there = Path.cwd()
-    reached = shell if shell.exists() and shell.samefile(there) else there
-    for path in (Path(__file__).absolute(), reached, there, *(place.absolute() for place in places)):
+def comfyui_folder(*paths: Path) -> Path | None:
+    """The ComfyUI above the pack, the working directory, or one of these paths, the first that there is; or None."""
+    real = Path.cwd()
+    shell = Path(os.environ.get("PWD", ""))  # the working directory by the links of the user's path
+    linked = shell if shell.exists() and shell.samefile(real) else real
+    for path in (Path(__file__).absolute(), linked, real, *(path.absolute() for path in paths)):
         for folder in (path, *path.parents):
             if (folder / "custom_nodes").is_dir() and (folder / "models").is_dir():
                 return folder
@@ -66,26 +72,26 @@ def model_folders(models: str | Path) -> dict[str, list[Path]]:
     """The directories of each of ComfyUI's folders.
 
     Args:
-        models: its ``models`` folder; an ``extra_model_paths.yaml`` beside it counts.
+        models: its ``models`` folder. An ``extra_model_paths.yaml`` beside it adds directories.
 
     Raises:
-        ValueError: a file of that name that ComfyUI cannot read either.
+        ValueError: an ``extra_model_paths.yaml`` that ComfyUI cannot read either.
     """
     names = {name for file in FILES.values() for name in file.searched}
     folders = {name: [Path(models, name), *(Path(models, old) for old in OLD_NAMES.get(name, ()))] for name in names}
     for name, directory, first in _extra_folders(Path(models).absolute().parent / "extra_model_paths.yaml"):
-        known = folders.setdefault(name, [])
-        known.insert(0 if first else len(known), directory)
+        directories = folders.setdefault(name, [])
+        directories.insert(0 if first else len(directories), directory)
     return folders
 
 
-def tokenizers(*places: Path) -> tuple[Path, Path]:
-    """The folders with CLIP's and T5's vocabularies: a ComfyUI's, see :func:`comfyui_folder`, or else the hub's.
+def tokenizers(*paths: Path) -> tuple[Path, Path]:
+    """The folders with the vocabularies of CLIP and T5: of a ComfyUI, see :func:`comfyui_folder`, or of the hub.
 
     Raises:
-        OSError: there is no ComfyUI, and the hub cannot be reached or wants FLUX.1-dev's licence accepted.
+        OSError: no ComfyUI, and the hub cannot be reached, or FLUX.1-dev's licence is not accepted.
     """
-    comfyui = comfyui_folder(*places)
+    comfyui = comfyui_folder(*paths)
     if comfyui and all((comfyui / folder).is_dir() for folder in TOKENIZERS):
         clip, t5 = (comfyui / folder for folder in TOKENIZERS)
         return clip, t5
@@ -103,13 +109,13 @@ def tokenizers(*places: Path) -> tuple[Path, Path]:
 
 
 def save_folder(file: ModelFile, folders: Mapping[str, Iterable[str | Path]], models: str | Path) -> Path:
-    """The directory that a file is fetched to: the first of its folder's name, else the one in ``models``."""
-    known = (Path(path) for name in file.searched for path in folders.get(name, ()))
-    return next((path for path in known if path.name == file.folder), Path(models, file.folder))
+    """The directory to download a file to: the first searched one with its folder's name, else that in ``models``."""
+    searched = (Path(path) for name in file.searched for path in folders.get(name, ()))
+    return next((path for path in searched if path.name == file.folder), Path(models, file.folder))
 
 
 def _extra_folders(path: Path) -> list[tuple[str, Path, bool]]:
-    """What an ``extra_model_paths.yaml`` adds, if it is there: folders' names, directories, whether they come first."""
+    """The directories of an ``extra_model_paths.yaml``: folder's name, directory, whether it comes first."""
     import yaml
 
     new_names = {old: new for new, olds in OLD_NAMES.items() for old in olds}
@@ -129,11 +135,11 @@ def _extra_folders(path: Path) -> list[tuple[str, Path, bool]]:
 
 
 def _files(directory: str | Path, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files in a directory, through links, but not in circles."""
+    """The files in a directory and its subfolders, through links; a link to a directory above is not followed."""
     real = os.path.realpath(directory)
     try:
         entries = [] if real in above else list(os.scandir(directory))
-    except OSError:  # it is not there, or closed to us
+    except OSError:  # no such directory, or no permission
         return
     for entry in entries:
         if entry.is_dir():

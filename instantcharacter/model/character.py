@@ -1,4 +1,4 @@
-"""A character: what a reference picture becomes, kept apart from the encoders that read it."""
+"""A character: the fused features of its reference pictures, independent of the encoders and the adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..files.atomic import atomic_write, check_replaceable
 from ..files.reading import read_safetensors
 
-EXPECTED = "a character file: what Character.save or `python -m instantcharacter encode` wrote"
+EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
 
 
@@ -32,7 +32,10 @@ class Character:
         self.thumbnail = thumbnail
 
     def check_made_by(self, fingerprint: str | None) -> None:
-        """Raise ``ValueError`` unless the adapter of this fingerprint made the character."""
+        """Raise ``ValueError`` unless the adapter of this fingerprint made the character.
+
+        Fingerprints cover projectors: adapters that differ in their attention alone may share characters.
+        """
         if self.fingerprint != fingerprint:
             raise ValueError(
                 f"this character was made by adapter {self.fingerprint}, the one to draw it is {fingerprint}. "
@@ -40,15 +43,15 @@ class Character:
             )
 
     def is_same(self, other: Character) -> bool:
-        """Whether two characters draw the same."""
+        """Whether two characters generate the same pictures."""
         return self.fingerprint == other.fingerprint and torch.equal(self.fused.cpu(), other.fused.cpu())
 
     def save(self, path: str | Path) -> None:
-        """Write the character to a ``.safetensors`` file, whole or not at all; it replaces nothing but a character.
+        """Write the character to a ``.safetensors`` file, whole or not at all. Only a character file is replaced.
 
         Raises:
-            FileExistsError: another kind of file has that name.
-            OSError: the disk is full or cannot be written.
+            FileExistsError: the file exists and is of another kind.
+            OSError: the disk is full or read-only.
         """
         check_replaceable(path, "a character", is_character)
         with atomic_write(path) as partial:
@@ -56,17 +59,22 @@ class Character:
 
     @classmethod
     def load(cls, path: str | Path) -> Character:
-        """Read a character that :meth:`save` wrote.
+        """Read a file of :meth:`save`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is empty, cut off, or holds something else.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is empty, cut off, or of another kind.
         """
         tensors, metadata = read_safetensors(path, EXPECTED)
         if metadata.get("format") != FORMAT or "fused" not in tensors or "fingerprint" not in metadata:
             raise ValueError(f"{path} is not a character ({sorted(tensors)[:3]} in it). Expected {EXPECTED}.")
+        fused = tensors["fused"]
+        if fused.ndim != 3 or len(fused) != 1 or not fused.is_floating_point():
+            raise ValueError(
+                f"{path} has fused features {list(fused.shape)} in {fused.dtype}; expected [1, tokens, width] in float"
+            )
         thumbnail = Image.fromarray(tensors["thumbnail"].numpy()) if "thumbnail" in tensors else None
-        return cls(tensors["fused"], metadata["fingerprint"], thumbnail)
+        return cls(fused, metadata["fingerprint"], thumbnail)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"fused": self.fused.cpu().contiguous()}
@@ -76,7 +84,7 @@ class Character:
 
 
 def is_character(path: str | Path) -> bool:
-    """Whether a file's header says that it is a character."""
+    """Whether a file is a character, by its metadata."""
     try:
         _, metadata = read_safetensors(path, EXPECTED)
     except ValueError:

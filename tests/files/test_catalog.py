@@ -18,9 +18,9 @@ from packaging.version import Version
 from support.loopback_hub import Hub, serving
 
 from instantcharacter.cli.main import main
-from instantcharacter.files import catalog as models
 from instantcharacter.files import folders as model_folders_module
-from instantcharacter.files.catalog import FILES, fetch
+from instantcharacter.files.catalog import FILES
+from instantcharacter.files.download import RESERVED, fetch
 from instantcharacter.files.folders import find, model_folders
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,8 @@ def test_file_is_fetched_in_a_process_that_has_loaded_nothing_else(tmp_path):
     with serving() as hub:
         hub.files[ADAPTER.repo, ADAPTER.path] = CONTENT
         code = (
-            "import sys; from instantcharacter.files.catalog import FILES, fetch; "
+            "import sys; from instantcharacter.files.catalog import FILES; "
+            "from instantcharacter.files.download import fetch; "
             "print(fetch(FILES['adapter'], sys.argv[1]))"
         )
         environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
@@ -195,7 +196,7 @@ def test_no_network_says_how_to_go_on(hub, tmp_path, monkeypatch):
 
 
 def test_full_disk_is_seen_before_anything_is_fetched(hub, tmp_path, monkeypatch):
-    full = shutil.disk_usage(tmp_path)._replace(free=models.SPARE)
+    full = shutil.disk_usage(tmp_path)._replace(free=RESERVED)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(OSError, match=r"0\.0 GB are needed, 0\.3 GB are free\): make room"):
         fetch(ADAPTER, tmp_path)

@@ -95,3 +95,17 @@ def test_several_pictures_at_once_are_refused(adapter):
     features = [tensor.expand(2, -1, -1) for tensor in recorded.features(tokens=9)]
     with pytest.raises(ValueError, match="one picture, not of 2"):
         adapter.create_character(CharacterFeatures(*features))
+
+
+@pytest.mark.parametrize("fused", [torch.zeros(9, 80), torch.zeros(2, 9, 80), torch.zeros(1, 9, 80, dtype=torch.int64)])
+def test_fused_features_of_another_shape_or_dtype_are_refused(tmp_path, fused):
+    metadata = {"format": "instantcharacter.character", "fingerprint": "0" * 32}
+    save_file({"fused": fused}, tmp_path / "fox.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"fox.safetensors has fused features .*expected \[1, tokens, width\]"):
+        Character.load(tmp_path / "fox.safetensors")
+
+
+def test_a_character_of_another_adapter_is_refused(character):
+    character.check_made_by(character.fingerprint)
+    with pytest.raises(ValueError, match="Make it again from its picture"):
+        character.check_made_by("0" * 32)

@@ -1,0 +1,124 @@
+"""The commands ``generate`` and ``encode``: pictures and characters of reference pictures."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..character.image import cut_out
+from ..files.atomic import atomic_write
+from ..files.pictures import open_picture
+from .checks import check_character_output, check_generate, check_sources
+from .options import EncodeOptions, GenerateOptions
+
+if TYPE_CHECKING:
+    from ..flux.pipeline import InstantCharacterPipeline
+    from ..model.character import Character
+
+
+def generate(options: GenerateOptions) -> None:
+    """Generate a picture and write it as PNG with its settings as text.
+
+    Raises:
+        OSError: a file cannot be found, read or written, or the hub cannot be reached.
+        ValueError: options that contradict each other, or a file of another kind than expected.
+    """
+    from ..model.character import Character
+
+    options = options.with_toy_paths()
+    check_sources(options)
+    pictures, saved = open_references(options), [Character.load(path) for path in options.character]
+    check_generate(options)
+    from .loading import create_characters, load_adapter, load_pipeline
+
+    adapter = load_adapter(options)
+    for character in saved:
+        character.check_made_by(adapter.fingerprint())
+    created = create_characters(adapter, pictures, options) if pictures else []
+    if options.save_character:
+        created[0].save(options.save_character)
+        print(f"wrote {options.save_character}")
+    seed = random.getrandbits(32) if options.seed is None else options.seed
+    image = _run_pipeline(load_pipeline(adapter, options), options, [*created, *saved], seed)
+    _write_picture(image, options, seed)
+    print(f"wrote {options.output} (seed {seed})")
+
+
+def encode(options: EncodeOptions) -> None:
+    """Write a character file from a picture. Needs the encoders and the adapter, not FLUX.
+
+    Raises:
+        OSError: a file cannot be found, read or written, or the hub cannot be reached.
+        ValueError: not exactly one reference picture, or a file of another kind than expected.
+    """
+    if len(options.reference) != 1:
+        raise ValueError(f"a character is made of one picture; there are {len(options.reference)} --reference")
+    options = options.with_toy_paths()
+    check_sources(options)
+    pictures = open_references(options)
+    check_character_output(options.output)
+    from .loading import create_characters, load_adapter
+
+    (character,) = create_characters(load_adapter(options), pictures, options)
+    character.save(options.output)
+    print(f"wrote {options.output}")
+
+
+def open_references(options: EncodeOptions) -> list[Image.Image]:
+    """The reference pictures, cut out where they have a mask.
+
+    Raises:
+        OSError: a picture or mask cannot be found.
+        ValueError: a file is not a picture, or the number of masks is neither 0 nor that of the references.
+    """
+    masks: Sequence[str | None] = options.mask or [None] * len(options.reference)
+    if len(masks) != len(options.reference):
+        raise ValueError(f"{len(masks)} --mask for {len(options.reference)} --reference: give one each, or none")
+    return [
+        open_picture(picture) if mask is None else cut_out(picture, mask)
+        for picture, mask in zip(options.reference, masks)
+    ]
+
+
+def _run_pipeline(
+    pipeline: InstantCharacterPipeline, options: GenerateOptions, characters: list[Character], seed: int
+) -> Image.Image:
+    import torch
+
+    width, height = options.size
+    result = pipeline(
+        options.prompt,
+        subject_image=characters,
+        subject_scale=options.scale[0] if len(options.scale) == 1 else list(options.scale),
+        width=width,
+        height=height,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return result.images[0]
+
+
+def _write_picture(image: Image.Image, options: GenerateOptions, seed: int) -> None:
+    """Write a PNG that carries its settings as JSON, with file names instead of the user's paths."""
+    settings = {
+        "prompt": options.prompt,
+        "scale": options.scale,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "size": "x".join(map(str, options.size)),
+        "seed": seed,
+        "lora": [f"{path.name}:{weight}" for path, weight in options.lora],
+        "model": Path(options.model).name,
+    }
+    text = PngInfo()
+    text.add_itxt("Description", options.prompt)
+    text.add_itxt("instantcharacter", json.dumps(settings, ensure_ascii=False))
+    with atomic_write(options.output) as partial:
+        image.save(partial, format="PNG", pnginfo=text)

@@ -1,0 +1,99 @@
+"""Loading models for the commands ``generate`` and ``encode``: on which device, in which type, with a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..character.encoders import CharacterEncoder
+from ..files import folders
+from ..files.download import adapter_file
+from ..flux.load import FluxFiles, load_flux, store_in_fp8
+from ..flux.lora import load_lora
+from ..flux.pipeline import InstantCharacterPipeline
+from ..model.adapter import CharacterAdapter
+from ..model.character import Character
+from ..offload.devices import default_device
+from ..offload.streaming import on_device
+from .errors import hub_errors
+from .options import EncodeOptions, GenerateOptions
+from .progress import stage_bar
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of this name; without a name CUDA, a Mac's GPU or the CPU, the first that the machine has."""
+    return torch.device(name or default_device())
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The type of this name; without a name float32 on a CPU, bfloat16 on a GPU."""
+    return getattr(torch, name or ("float32" if device.type == "cpu" else "bfloat16"))
+
+
+def load_adapter(options: EncodeOptions) -> CharacterAdapter:
+    """The adapter, on the CPU."""
+    dtype = choose_dtype(options.dtype, choose_device(options.device))
+    with stage_bar("adapter", 1) as start:
+        start("loading")
+        return CharacterAdapter.from_file(adapter_file(options.adapter), dtype=dtype)
+
+
+def create_characters(
+    adapter: CharacterAdapter, pictures: Sequence[Image.Image], options: EncodeOptions
+) -> list[Character]:
+    """A character of each picture. The encoders are freed afterwards."""
+    device = choose_device(options.device)
+    with stage_bar("reference", 1 + len(pictures)) as start:
+        start("loading the encoders")
+        with hub_errors(options.siglip, options.dinov2):
+            encoder = CharacterEncoder.from_pretrained(
+                options.siglip, options.dinov2, dtype=choose_dtype(options.dtype, device)
+            )
+        characters = []
+        with on_device(encoder, device), on_device(adapter.projector, device):
+            for picture in pictures:
+                start("encoding a picture")
+                characters.append(adapter.create_character(encoder(picture, options.fit)))
+    return characters
+
+
+def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> InstantCharacterPipeline:
+    """FLUX with its LoRAs and the adapter, offloaded and compiled as the options ask."""
+    device = choose_device(options.device)
+    with stage_bar("FLUX", 3) as start:
+        start("loading")
+        pipeline = _load_flux(options, choose_dtype(options.dtype, device))
+        start("adding LoRAs")
+        names = [f"style{i}" for i in range(len(options.lora))]
+        for name, (path, _) in zip(names, options.lora):
+            load_lora(pipeline, path, name)
+        if names:
+            pipeline.set_adapters(names, [weight for _, weight in options.lora])
+        start("adding the character adapter")
+        pipeline.set_character_adapter(adapter)
+    plan = pipeline.enable_character_offload(options.offload, options.vram, device)
+    if options.verbose:
+        print(plan, file=sys.stderr)
+    if options.compile:
+        pipeline.enable_character_compile()
+    return pipeline
+
+
+def _load_flux(options: GenerateOptions, dtype: torch.dtype) -> InstantCharacterPipeline:
+    """FLUX from a file or a folder on disk, or from the hub."""
+    model = Path(options.model)
+    if model.exists():
+        parts = options.flux_parts
+        if model.is_file():
+            clip, t5 = folders.tokenizers(model, *(path for path in parts.values() if path))
+            parts |= {"clip_tokenizer": clip, "t5_tokenizer": t5}
+        return load_flux(FluxFiles(model, **parts), dtype, options.fp8)
+    with hub_errors(options.model):
+        pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=dtype)
+    if options.fp8:
+        store_in_fp8(pipeline.transformer, dtype)
+    return pipeline

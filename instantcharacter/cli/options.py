@@ -1,0 +1,168 @@
+"""The options of each command as a frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ..files import catalog
+
+Strategy = Literal["auto", "none", "model", "stream", "sequential"]
+"""As in :mod:`instantcharacter.offload`, which imports torch."""
+SIZE, TOY_SIZE = (1024, 1024), (256, 256)
+"""Width and height of a picture without ``--size``, with FLUX.1 and with the toy model."""
+SOURCES = {"siglip": catalog.SIGLIP, "dinov2": catalog.DINOV2, "adapter": catalog.ADAPTER}
+"""The models that make a character, and their default sources."""
+
+_Encode = TypeVar("_Encode", bound="EncodeOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options that every command has.
+
+    Attributes:
+        verbose: whether to show the libraries' messages, and the traceback of an error.
+    """
+
+    verbose: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions(Options):
+    """How characters are made of reference pictures.
+
+    Attributes:
+        reference: paths of pictures, one for each character.
+        mask: paths of masks, one for each reference, or none; white is the character.
+        fit: how a picture becomes a square: padded with white, or stretched.
+        output: the file to write.
+        siglip, dinov2, adapter: a path, a hub id, or ``toy``.
+        device, dtype: where and in which type models run; chosen for the machine if not given.
+    """
+
+    output: Path
+    reference: tuple[str, ...] = ()
+    mask: tuple[str, ...] = ()
+    fit: Literal["pad", "stretch"] = "pad"
+    siglip: str = catalog.SIGLIP
+    dinov2: str = catalog.DINOV2
+    adapter: str = catalog.ADAPTER
+    device: str | None = None
+    dtype: str | None = None
+
+    def with_toy_paths(self: _Encode, everywhere: bool = False) -> _Encode:
+        """These options with the toy models' paths in place of ``toy``.
+
+        Args:
+            everywhere: whether the toy models also replace the sources that are left at their defaults.
+
+        Raises:
+            FileNotFoundError: the toy models are missing.
+        """
+        chosen = {name: getattr(self, name) for name in SOURCES}
+        toys = [name for name in chosen if chosen[name] in (catalog.TOY, SOURCES[name] if everywhere else catalog.TOY)]
+        paths: dict[str, Any] = {name: str(catalog.toy(name)) for name in toys}
+        return replace(self, **paths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(EncodeOptions):
+    """How a picture of characters is generated.
+
+    Attributes:
+        prompt: the text.
+        character: paths of character files; these characters follow those of the references.
+        save_character: where to write the reference's character.
+        scale: the strength of all characters, or of each.
+        steps: denoising steps.
+        guidance: FLUX's distilled guidance.
+        size: width and height in pixels, multiples of 16.
+        seed: of the noise; random if not given.
+        lora: paths of LoRAs and their weights.
+        model: FLUX.1 as a file, a diffusers folder, a hub id, or ``toy``, which makes the other models toys, too.
+        clip_l, t5, vae: the files of FLUX's other parts, where ``model`` is a file.
+        offload: the strategy, see :meth:`~instantcharacter.InstantCharacterPipeline.enable_character_offload`.
+        vram: GiB of GPU memory to use at most.
+        fp8: whether FLUX's large weights are stored in 8 bits.
+        compile: whether torch compiles FLUX.
+    """
+
+    prompt: str
+    character: tuple[Path, ...] = ()
+    save_character: Path | None = None
+    scale: tuple[float, ...] = (0.9,)
+    steps: int = 28
+    guidance: float = 3.5
+    size: tuple[int, int] = SIZE
+    seed: int | None = None
+    lora: tuple[tuple[Path, float], ...] = ()
+    model: str = catalog.FLUX
+    clip_l: Path | None = None
+    t5: Path | None = None
+    vae: Path | None = None
+    offload: Strategy = "auto"
+    vram: float | None = None
+    fp8: bool = False
+    compile: bool = False
+
+    @property
+    def flux_parts(self) -> dict[str, Path | None]:
+        """The files of FLUX's text encoders and VAE by name."""
+        return {"clip_l": self.clip_l, "t5": self.t5, "vae": self.vae}
+
+    def with_toy_paths(self, everywhere: bool = False) -> GenerateOptions:
+        """See :meth:`EncodeOptions.with_toy_paths`; the toy FLUX comes with the other toy models."""
+        if self.model != catalog.TOY:
+            return super().with_toy_paths(everywhere)
+        return replace(self, model=str(catalog.toy("flux"))).with_toy_paths(everywhere=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(Options):
+    """Which adapter is written where.
+
+    Attributes:
+        adapter: a path or a hub id.
+        output: a ``.safetensors`` or ``.bin``; beside the original if not given.
+        dtype: the type of its weights; as in the original if not given.
+    """
+
+    adapter: str
+    output: Path | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions(Options):
+    """Which model files are downloaded.
+
+    Attributes:
+        file: names of :data:`instantcharacter.files.catalog.FILES`; all if empty.
+        models: ComfyUI's models folder; that of the ComfyUI around the pack if not given.
+    """
+
+    file: tuple[str, ...] = ()
+    models: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """Which stages are trained.
+
+    Attributes:
+        config: paths of YAML files, a stage each.
+        prepare: how many samples to fill the cache for, in place of training.
+    """
+
+    config: tuple[Path, ...]
+    prepare: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Options):
+    """The demo's reference picture, and the PNG to write."""
+
+    reference: Path
+    output: Path

@@ -1,0 +1,150 @@
+"""Downloading of model files from the hub.
+
+huggingface_hub does it: it resumes, obeys ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN``, and renames a file to
+its own name when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import io
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .catalog import ADAPTER_FILE, ModelFile
+from .errors import first_line
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Callback ``(done, total)`` in bytes; it may raise to cancel."""
+
+RESERVED = 256 * 2**20
+"""Bytes that stay free on the disk."""
+
+
+def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = None, token: str | None = None) -> Path:
+    """Download a model file; a file that is there whole is not downloaded again.
+
+    Args:
+        file: one of :data:`~.catalog.FILES`.
+        directory: of its folder, such as ComfyUI's ``models/ipadapter``.
+        progress: called as bytes arrive, with huggingface_hub 1.2 or newer.
+        token: for this download alone, not saved; ``HF_TOKEN`` or that of ``hf auth login`` if None.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OSError: no network, offline, no such file, licence not accepted, disk full, or connection cut; the message
+            says what to do.
+        ValueError: a token with characters that no token has.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if token and not re.fullmatch("[!-~]+", token):  # the client would log it
+        raise ValueError("this is no Hugging Face token: expected hf_ and letters, in one line")
+    target = Path(directory) / file.subfolder
+    settings: dict[str, Any] = {"local_dir": target, "token": token or None}
+    if progress and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:
+        settings["tqdm_class"] = _reporting(progress)
+    elif progress:
+        logger.warning("huggingface_hub %s reports no progress of downloads; 1.2 does", huggingface_hub.__version__)
+    with _advised(file, target):
+        if not constants.HF_HUB_OFFLINE:
+            _check_disk(file, target, token)
+        return Path(huggingface_hub.hf_hub_download(file.repo, file.path, **settings))
+
+
+def adapter_file(source: str) -> Path:
+    """The path of an adapter's file.
+
+    Args:
+        source: a ``.bin`` or ``.safetensors`` file, or a folder or hub repository with the released one.
+
+    Raises:
+        OSError: the hub cannot be reached, or has no such repository or file.
+    """
+    if Path(source).suffix in (".bin", ".safetensors"):
+        return Path(source)
+    if Path(source).is_dir():
+        return Path(source, ADAPTER_FILE)
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(source, ADAPTER_FILE))
+    except OSError as error:
+        raise OSError(
+            f"{ADAPTER_FILE} of {source} could not be fetched ({first_line(error)}) Fetch it by hand from "
+            f"https://huggingface.co/{source} and give its path."
+        ) from error
+
+
+def _check_disk(file: ModelFile, target: Path, token: str | None) -> None:
+    """Raise ``OSError`` unless the disk has room for the file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    if (target / file.path).is_file():
+        return
+    size = get_hf_file_metadata(hf_hub_url(file.repo, file.path), token=token or None).size or 0
+    existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size + RESERVED:
+        raise OSError(errno.ENOSPC, f"{_gigabytes(size)} are needed, {_gigabytes(free)} are free", str(existing))
+
+
+@contextmanager
+def _advised(file: ModelFile, target: Path) -> Iterator[None]:
+    """Turn errors of the download into ``OSError`` that says what to do next."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
+        advice = _advice(error, file, f"or fetch {file.path} by hand from {file.page} and put it into {target}")
+        raise OSError(f"{file.title} ({file.path} of {file.repo}) {advice}.") from error
+
+
+def _advice(error: Exception, file: ModelFile, by_hand: str) -> str:
+    """The cause of an error, and what to do."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) and (file.gated or "gated" in type(error).__name__.lower()):
+        return f"is behind a licence: accept it at {file.page}, run `hf auth login` or set HF_TOKEN, and try again"
+    if status in (401, 403):
+        return f"was refused ({status}): check HF_TOKEN or run `hf auth login`, {by_hand}"
+    if status == 404:
+        return f"is not at {file.page} any more: see whether it has moved there, {by_hand}"
+    if status is not None:
+        return f"could not be downloaded (the hub says {status}): try again later, {by_hand}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        return f"cannot be written to {error.filename or 'the disk'} ({error.strerror}): make room there and try again"
+    if "Consistency check" in str(error) or type(error).__name__ in ("ChunkedEncodingError", "RemoteProtocolError"):
+        return f"came cut off ({first_line(error)}): try again, {by_hand}"
+    return f"could not be reached: go online, unset HF_HUB_OFFLINE or check HF_ENDPOINT, and try again, {by_hand}"
+
+
+def _reporting(progress: Progress) -> type:
+    """A tqdm that calls ``progress`` and prints nothing."""
+    from tqdm import tqdm
+
+    class Reporting(tqdm):
+        def __init__(self, *args: Any, name: str | None = None, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            progress(int(self.n), int(self.total or self.n))
+            return shown
+
+    return Reporting
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+import pytest
+from support import recorded
+
+from instantcharacter.cli.argument_types import file_name, lora, number, size, whole_number
+
+
+@pytest.mark.parametrize(("text", "value"), [("64", (64, 64)), ("64x128", (64, 128)), ("1024X768", (1024, 768))])
+def test_size_is_width_and_height_or_a_square(text, value):
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("text", ["100x100", "big", "0", "64x", "64x64x64", "-64", "x"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match="expected WIDTHxHEIGHT"):
+        size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("style.safetensors", (Path("style.safetensors"), 1.0)),
+        ("style.safetensors:0.5", (Path("style.safetensors"), 0.5)),
+        ("C:/style.safetensors", (Path("C:/style.safetensors"), 1.0)),
+        ("C:/style.safetensors:-2", (Path("C:/style.safetensors"), -2.0)),
+    ],
+)
+def test_lora_is_a_path_and_a_weight(text, value):
+    assert lora(text) == value
+
+
+def test_numbers_outside_of_their_bounds_are_refused():
+    assert number(0, 1)("0.5") == 0.5
+    assert whole_number(1, 3)("3") == 3
+    for parse, text in ((number(0, 1), "1.1"), (number(0, 1), "nan"), (whole_number(1, 3), "4")):
+        with pytest.raises(ArgumentTypeError, match="expected"):
+            parse(text)
+
+
+def test_unknown_model_file_is_refused_with_the_known_names():
+    assert file_name("siglip") == "siglip"
+    with pytest.raises(ArgumentTypeError, match="expected one of flux, clip_l"):
+        file_name("everything")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--size 100x100",
+        "--size big",
+        "--steps 0",
+        "--scale nan",
+        "--guidance -1",
+        "--seed -1",
+        "--lora a:nan",
+        "--fit x",
+    ],
+)
+def test_impossible_values_are_status_2(generate, arguments):
+    with pytest.raises(SystemExit) as stop:
+        generate("--reference", recorded.PICTURE, *arguments.split())
+    assert stop.value.code == 2

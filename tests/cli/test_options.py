@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from instantcharacter import offload
+from instantcharacter.cli.options import SIZE, TOY_SIZE, EncodeOptions, GenerateOptions, Strategy
+from instantcharacter.cli.parser import parse
+from instantcharacter.files import catalog
+
+GENERATE = ["generate", "--prompt=a fox", "--output=fox.png", "--reference=a.png"]
+
+
+def test_options_are_frozen():
+    options = parse(GENERATE)
+    with pytest.raises(FrozenInstanceError):
+        options.prompt = "an owl"
+
+
+def test_defaults_of_the_parser_are_those_of_the_dataclass():
+    options = GenerateOptions(prompt="a fox", output=Path("fox.png"), reference=("a.png",))
+    assert parse(GENERATE) == options
+
+
+def test_repeated_options_become_tuples():
+    options = parse([*GENERATE, "--reference=b.png", "--scale", "0.5", "0.9", "--lora=a:0.5", "--lora=b"])
+    assert options.reference == ("a.png", "b.png")
+    assert options.scale == (0.5, 0.9)
+    assert options.lora == ((Path("a"), 0.5), (Path("b"), 1.0))
+
+
+def test_toy_model_has_its_own_size_unless_one_is_given():
+    assert parse(GENERATE).size == SIZE
+    assert parse([*GENERATE, "--model=toy"]).size == TOY_SIZE
+    assert parse([*GENERATE, "--model=toy", "--size=64"]).size == (64, 64)
+
+
+def test_toy_stands_for_the_path_of_a_toy_model():
+    options = EncodeOptions(output=Path("a"), siglip="toy").with_toy_paths()
+    assert options.siglip == str(catalog.toy("siglip"))
+    assert options.dinov2 == catalog.DINOV2
+
+
+def test_toy_flux_comes_with_the_other_toys_except_those_given():
+    options = GenerateOptions(prompt="", output=Path("a"), model="toy", dinov2="mine").with_toy_paths()
+    assert options.model == str(catalog.toy("flux"))
+    assert (options.siglip, options.dinov2) == (str(catalog.toy("siglip")), "mine")
+
+
+def test_missing_toy_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(catalog, "TOY_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match="clone it"):
+        EncodeOptions(output=Path("a"), adapter="toy").with_toy_paths()
+
+
+def test_strategies_are_those_of_the_offloader():
+    assert get_args(Strategy) == offload.STRATEGIES

@@ -19,7 +19,7 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def package_version() -> str:
-    """The version in the ``pyproject.toml`` beside the package, as in ``custom_nodes``, or else that of its metadata."""
+    """The version in the ``pyproject.toml`` beside the package, as in a checkout, or else in its metadata."""
     text = PYPROJECT.read_text(encoding="utf-8") if PYPROJECT.is_file() else ""
     version = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
     if f'name = "{NAME}"' in text and version:

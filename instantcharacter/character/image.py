@@ -1,4 +1,4 @@
-"""The reference picture: whatever a user hands over becomes an RGB square on white."""
+"""Preparation of a reference picture: the character alone, on white, in a square, and the encoders' crops of it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ KEEPS = 128
 def prepare_reference(
     picture: Picture, mask: Picture | None = None, margin: float = 0.05, fit: ResizeMode = "pad", keep: Keep = "white"
 ) -> tuple[Image.Image, str]:
-    """A reference picture as the encoders see it best: the character alone, on white, in a square.
+    """A reference picture with the character alone, on white, in a square.
 
     Args:
         picture: see :func:`open_picture`.
-        mask: what of it the character is, stretched over the picture if it has another size.
+        mask: of the character, stretched over the picture if it has another size.
         margin: see :func:`cut_out`.
-        fit: how the picture becomes a square where nothing is cut out, see :func:`to_square`.
-        keep: which side of the mask the character is, see :func:`character_side`.
+        fit: how a picture that is not cut out becomes a square, see :func:`to_square`.
+        keep: the character's side of the mask, see :func:`character_side`.
 
     Returns:
-        The square, and a sentence that says what was kept of the picture.
+        The square, and a sentence on the part of the picture in it.
 
     Raises:
         ValueError: not a picture or a mask, or a mask that keeps nothing where ``keep`` names its side.
@@ -50,19 +50,19 @@ def prepare_reference(
 
 
 def character_side(image: Image.Image, mask: Image.Image, keep: Keep = "auto") -> Literal["white", "black"]:
-    """Which side of a mask the character is.
+    """The character's side of a mask.
 
-    A mask that is painted over the character has it in white; one that ComfyUI makes of a transparent picture has the
-    transparent part in white. ``"auto"`` tells them apart: a transparent part has one colour, and the ground lies along
-    the picture's edge rather than in its middle.
+    A mask painted over the character is white there; ComfyUI's mask of a transparent picture is white where the picture
+    is transparent. ``"auto"`` distinguishes them: a transparent part has one colour, and the background lies along the
+    picture's edge rather than in its middle.
 
     Args:
         image: RGB.
         mask: of the same size, mode L.
-        keep: ``"white"`` or ``"black"``: as it says; ``"auto"``: white, unless white looks like the ground.
+        keep: ``"white"``, ``"black"``, or ``"auto"`` for white, unless white looks like the background.
 
     Raises:
-        ValueError: another ``keep``.
+        ValueError: an unknown ``keep``.
     """
     if keep not in KEEP:
         raise ValueError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
@@ -83,12 +83,12 @@ def cut_out(picture: Picture, mask: Picture, margin: float = 0.05) -> Image.Imag
 
     Args:
         picture: see :func:`open_picture`.
-        mask: white keeps, black and transparent take away, grey blends; stretched over the picture if it has another
+        mask: white keeps, black and transparent remove, grey blends; stretched over the picture if it has another
             size.
         margin: white added on each side, as a fraction of the longer side of the mask's box, 0 to 1.
 
     Raises:
-        ValueError: a mask with nothing in it, or a margin out of its range.
+        ValueError: an empty mask, or a margin out of its range.
     """
     image = open_picture(picture)
     alpha = _open_mask(mask, image.size)
@@ -103,7 +103,7 @@ def cut_out(picture: Picture, mask: Picture, margin: float = 0.05) -> Image.Imag
 
 
 def crops(square: Image.Image) -> tuple[list[Image.Image], list[Image.Image]]:
-    """What the encoders see of a square: the whole at 384 px, and its quarters, each at 384 px.
+    """The encoders' crops of a square: the whole at 384 px, and its quarters, each at 384 px.
 
     The quarters are in the order top-left, top-right, bottom-left, bottom-right.
     """

@@ -10,20 +10,20 @@ class AdapterConfig:
     """The sizes of an adapter; the defaults are those of the released checkpoint.
 
     Attributes:
-        feature_dim: width of SigLIP's and DINOv2's features together, 1152 + 1536.
+        feature_dim: width of the features of SigLIP and DINOv2, 1152 + 1536.
         fusion_layers: transformer blocks in each of the two fusions.
-        fusion_heads: their attention heads.
-        resampler_dim: width of the Q-former.
-        resampler_layers: its layers.
-        resampler_heads: its attention heads.
-        num_tokens: tokens a character has.
-        token_dim: their width.
+        fusion_heads: attention heads of each.
+        resampler_dim: width of the resampler.
+        resampler_layers: layers of the resampler.
+        resampler_heads: attention heads of each.
+        num_tokens: tokens of a character.
+        token_dim: width of a token.
         attention_dim: width of the FLUX transformer.
-        attention_heads: its attention heads.
-        num_attention_blocks: its double-stream and single-stream blocks together, 19 + 38.
+        attention_heads: attention heads of the FLUX transformer.
+        num_attention_blocks: FLUX's double-stream and single-stream blocks, 19 + 38.
 
     Raises:
-        ValueError: a size below one, or a width that its heads do not divide.
+        ValueError: a size below one, or a width that is no multiple of its heads.
     """
 
     feature_dim: int = 2688

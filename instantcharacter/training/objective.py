@@ -1,19 +1,23 @@
-"""What is learned: the velocity from a picture's latents to noise, at timesteps drawn as FLUX needs them.
+"""The training objective: rectified flow (arXiv 2403.03206) with FLUX's shift of the noise levels.
 
-Rectified flow (arXiv 2403.03206): x_σ = (1 − σ)·latents + σ·noise, and the model is to say noise − latents. σ is the
-logistic function of a normal number, then shifted towards noise by the picture's size, as FLUX is when it draws.
+``x_σ = (1 − σ)·latents + σ·noise``, and the model predicts the velocity ``noise − latents``. σ is the sigmoid of a
+normal variable, shifted towards noise with the picture's size, as FLUX's own schedule is.
 """
 
 from __future__ import annotations
 
 import torch
-from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 
-def draw_sigmas(count: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """Noise levels between 0 and 1 for ``count`` pictures of so many image tokens, [count], on the generator's device.
+def sample_sigmas(count: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """Random noise levels between 0 and 1, [count], on the generator's device.
+
+    Args:
+        count: the number of pictures.
+        tokens: image tokens of each picture, which decide the shift.
+        generator: source of the random numbers.
 
     Source: logit-normal with mean 0 and deviation 1 (arXiv 2403.03206, section 3.1), FLUX.1's shift (diffusers).
     """
@@ -22,25 +26,28 @@ def draw_sigmas(count: int, tokens: int, generator: torch.Generator) -> Tensor:
 
 
 def add_noise(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """x_σ of [B, …] latents, in their dtype."""
-    return torch.lerp(latents.float(), noise.float(), _beside(sigmas, latents)).to(latents.dtype)
+    """x_σ of [B, …] latents at noise levels [B], in the latents' dtype."""
+    weights = sigmas.float().view(-1, *[1] * (latents.ndim - 1))
+    return torch.lerp(latents.float(), noise.float(), weights).to(latents.dtype)
 
 
 def velocity_losses(predicted: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity for each picture, [B] in float32."""
+    """Mean squared error of each picture's predicted velocity, [B] in float32."""
     return (predicted.float() - (noise.float() - latents.float())).square().flatten(1).mean(dim=1)
 
 
 def pack(latents: Tensor) -> Tensor:
     """[B, C, H, W] latents as FLUX's image tokens, [B, H/2 · W/2, 4·C]."""
-    return FluxPipeline._pack_latents(latents, *latents.shape)
+    return latents.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
-def positions(latents: Tensor) -> Tensor:
-    """Of :func:`pack`'s tokens, [H/2 · W/2, 3]."""
-    height, width = latents.shape[-2:]
-    return FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, latents.device, torch.float32)
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of :func:`pack`: ``rows`` × ``columns`` image tokens as latents, [B, C, 2·rows, 2·columns]."""
+    blocks = tokens.unflatten(1, (rows, columns)).unflatten(3, (-1, 2, 2))
+    return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def _beside(sigmas: Tensor, latents: Tensor) -> Tensor:
-    return sigmas.float().view(-1, *[1] * (latents.ndim - 1))
+def img_ids(rows: int, columns: int, device: torch.device | str | None = None) -> Tensor:
+    """Positions of ``rows`` × ``columns`` image tokens, [rows · columns, 3] in float32: 0, row, column."""
+    grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
+    return torch.nn.functional.pad(grid.float(), (1, 0))

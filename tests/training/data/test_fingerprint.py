@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from instantcharacter.training import fingerprint as module
-from instantcharacter.training.fingerprint import fingerprint
+from instantcharacter.training.data import fingerprint as module
+from instantcharacter.training.data.fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def save(file, seed):
     save_file({"weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))}, file)
 
 
-def test_a_folder_is_known_by_what_is_in_its_files(folder, tmp_path):
+def test_a_folder_is_identified_by_its_files_content(folder, tmp_path):
     before = fingerprint(folder)
     assert len(before) == 32
     (folder / "README.md").write_text("read me")
@@ -43,7 +43,7 @@ def test_a_folder_is_known_by_what_is_in_its_files(folder, tmp_path):
     assert len(seen) == 4
 
 
-def test_only_the_parts_that_count_do(folder, tmp_path):
+def test_only_the_named_subfolders_count(folder, tmp_path):
     for part in ("vae", "text_encoder"):
         shutil.copytree(folder, tmp_path / "flux" / part)
     flux = tmp_path / "flux"
@@ -53,7 +53,7 @@ def test_only_the_parts_that_count_do(folder, tmp_path):
     assert fingerprint(flux, "vae", "text_encoder") != both
 
 
-def test_a_single_file_is_known_with_the_config_beside_it(folder):
+def test_a_single_file_is_identified_with_the_config_beside_it(folder):
     file = folder / "model-00001-of-00002.safetensors"
     before = fingerprint(file)
     save(folder / "model-00002-of-00002.safetensors", 2)
@@ -65,7 +65,7 @@ def test_a_single_file_is_known_with_the_config_beside_it(folder):
 
 
 @pytest.mark.parametrize("part", [0, 1 / 3, 1 / 2, 1])
-def test_of_a_large_file_samples_from_end_to_end_are_looked_at(tmp_path, monkeypatch, part):
+def test_samples_of_a_large_file_reach_from_end_to_end(tmp_path, monkeypatch, part):
     monkeypatch.setattr(module, "WHOLE", 1000)
     file = tmp_path / "model.safetensors"
     with file.open("wb") as large:
@@ -78,7 +78,7 @@ def test_of_a_large_file_samples_from_end_to_end_are_looked_at(tmp_path, monkeyp
     assert fingerprint(file) != before
 
 
-def test_a_model_on_the_hub_is_known_by_its_revision(tmp_path, monkeypatch):
+def test_a_hub_model_is_identified_by_its_revision(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     repo = tmp_path / "models--somebody--model"
     (repo / "refs").mkdir(parents=True)
@@ -92,6 +92,6 @@ def test_a_model_on_the_hub_is_known_by_its_revision(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["somebody/unknown", "/no/such/folder", "no such name"])
-def test_a_model_that_is_nowhere_is_known_by_its_name(tmp_path, monkeypatch, source):
+def test_an_unknown_model_is_identified_by_its_name(tmp_path, monkeypatch, source):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert fingerprint(source) == source

@@ -1,4 +1,4 @@
-"""Which weights a model has, told by what is in its files: what was computed with others is not taken for theirs."""
+"""Identifies a model's weights by the content of its files: cached outputs belong to one set of weights."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 COUNTED = {".json", ".safetensors", ".bin", ".txt", ".model"}
-"""The files that models and tokenizers are made of."""
+"""Endings of the files of models and tokenizers."""
 WHOLE = 64 * 2**20
-"""Bytes of a file that are all looked at; of a larger one, samples."""
+"""Largest file, in bytes, that is hashed as a whole; of a larger one, samples are."""
 SAMPLES, SAMPLE = 1024, 4096
-"""How many those are, and the bytes of each. In a T5-XXL of one file they are 9 MB apart; its matrices have 33 MB."""
+"""Number and bytes of the samples. In a T5-XXL of one file they are 9 MB apart; its matrices have 33 MB."""
 
 
 def fingerprint(source: str | Path, *parts: str) -> str:
-    """32 hexadecimal digits for the contents of a model; of one on the hub, its revision.
+    """32 hexadecimal digits of a model's content, or the revision of a hub model.
 
-    Contents, not times: a copy, a checkout or another machine's download has other times and the same weights, and what
-    was computed with them took hours. A change that leaves every matrix of a large file as it is, and its size, goes
-    unnoticed. A model that is nowhere is known by its name: whoever loads it says so.
+    Content, not modification times: a copy or another machine's download has the same weights and other times. A change
+    that keeps a large file's size and misses all of its samples is not noticed. A model that is found neither on disk
+    nor on the hub is identified by its name; loading it raises the error.
 
     Args:
         source: a folder, hub id, or one file.
-        parts: the folders in it that count, if not the whole.
+        parts: the subfolders that count; all files if there are none.
     """
     path = Path(source)
     if not path.exists():
@@ -40,7 +40,7 @@ def fingerprint(source: str | Path, *parts: str) -> str:
 
 
 def _files(path: Path, parts: tuple[str, ...]) -> list[Path]:
-    """A file and the config that may be beside it, or what counts in the folders."""
+    """One file and the ``config.json`` beside it, or the counted files of the folders."""
     if path.is_file():
         return [path, *(beside for beside in [path.parent / "config.json"] if beside.is_file())]
     folders = [path / part for part in parts if (path / part).is_dir()] if parts else [path]
@@ -59,7 +59,7 @@ def _samples(file: Path, size: int) -> Iterator[bytes]:
 
 
 def _revision(repo: str, config: str) -> str:
-    """A hub model's commit, which the path of any of its files has in it."""
+    """A hub model's commit, which is in the path of each downloaded file."""
     try:
         return Path(hf_hub_download(repo, config)).parent.name
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Pictures of the toy world to learn from, drawn once into a file that every training maps into memory.
+"""An album: pictures of the toy world in one file that every training maps into memory.
 
-``python -m toy.pictures FOLDER --looks 10000``: each look as a reference, in four shots, and in one beside the
-next look. Characters for testing, with ``--held-out``, go to another folder.
+``python -m toy.data.pictures FOLDER --characters 10000`` draws one: each character as a reference, in four shots alone,
+and in one with the next character as its companion. ``--held-out`` draws characters for testing.
 """
 
 from __future__ import annotations
@@ -18,46 +18,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toy.world import SIDE, Look, Shot, draw_reference, random_look, random_shot
+from toy.world import SIDE, Shot, Traits, draw_reference, random_shot, random_traits
 
 SHOTS = 4
 """Pictures of one character alone, beside its reference."""
 
 
 class Album:
-    """Characters, each as a reference and in shots; which ones follows from the seed.
+    """Characters, each as a reference and in shots; they follow from the seed, the pictures are in the folder.
 
     Attributes:
-        looks: the characters.
-        shots: [looks][SHOTS + 1], the last one with the next look as its companion.
-        pictures: [looks, 1 + SHOTS + 1, 3, 256, 256] in uint8, the reference first.
+        characters: their traits.
+        shots: [characters][SHOTS + 1], the last one with the next character as its companion.
+        pictures: [characters, 1 + SHOTS + 1, 3, 256, 256] in uint8, the reference first.
     """
 
     def __init__(self, folder: Path) -> None:
         count, held_out, seed = (folder / "album.txt").read_text().split()
-        self.looks, self.shots = _cast(int(count), held_out == "True", int(seed))
+        self.characters, self.shots = random_characters(int(count), held_out == "True", int(seed))
         pixels = np.memmap(folder / "pictures.bin", np.uint8, "c", shape=_shape(int(count)))
         self.pictures = torch.from_numpy(pixels)
 
     def on(self, device: str | torch.device) -> Tensor:
-        """All pictures of one character there, [looks · (1 + SHOTS), 3, 256, 256] in uint8."""
+        """All pictures with one character on a device, [characters · (1 + SHOTS), 3, 256, 256] in uint8."""
         return self.pictures[:, : 1 + SHOTS].flatten(0, 1).to(device)
 
 
-def draw(folder: Path, count: int, held_out: bool, seed: int, processes: int | None = None) -> None:
+def draw_album(folder: Path, count: int, held_out: bool, seed: int, processes: int | None = None) -> None:
     """Draw an album of ``count`` characters."""
     folder.mkdir(parents=True, exist_ok=True)
-    looks, shots = _cast(count, held_out, seed)
+    characters, shots = random_characters(count, held_out, seed)
     pixels = np.memmap(folder / "pictures.bin", np.uint8, "w+", shape=_shape(count))
     with Pool(processes) as pool:
-        for i, drawn in enumerate(pool.imap(_draw, zip(looks, shots), chunksize=16)):
-            pixels[i] = drawn
+        for i, pictures in enumerate(pool.imap(_draw_character, zip(characters, shots), chunksize=16)):
+            pixels[i] = pictures
     pixels.flush()
     (folder / "album.txt").write_text(f"{count} {held_out} {seed}")
 
 
+def random_characters(count: int, held_out: bool, seed: int) -> tuple[list[Traits], list[list[Shot]]]:
+    """An album's characters and their shots."""
+    rng = random.Random(f"{seed} {held_out}")
+    characters = [random_traits(rng, held_out) for _ in range(count)]
+    shots = [[random_shot(rng, traits) for _ in range(SHOTS + 1)] for traits in characters]
+    for row, companion in zip(shots, characters[1:] + characters[:1]):
+        row[-1] = replace(row[-1], companion=companion)
+    return characters, shots
+
+
 def to_floats(pictures: Tensor) -> Tensor:
-    """uint8 pictures as a network sees them, from -1 to 1."""
+    """uint8 pictures as floats from -1 to 1."""
     return pictures.float() / 127.5 - 1
 
 
@@ -74,24 +84,15 @@ def crop(pictures: Tensor, smallest: float, side: int) -> Tensor:
 
 
 def batches(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """``steps`` times ``size`` different indices below ``count``."""
+    """``steps`` batches of ``size`` random indices below ``count``."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         yield torch.randint(count, (size,), generator=generator)
 
 
-def _cast(count: int, held_out: bool, seed: int) -> tuple[list[Look], list[list[Shot]]]:
-    rng = random.Random(f"{seed} {held_out}")
-    looks = [random_look(rng, held_out) for _ in range(count)]
-    shots = [[random_shot(rng, look) for _ in range(SHOTS + 1)] for look in looks]
-    for row, companion in zip(shots, looks[1:] + looks[:1]):
-        row[-1] = replace(row[-1], companion=companion)
-    return looks, shots
-
-
-def _draw(part: tuple[Look, list[Shot]]) -> np.ndarray:
-    look, shots = part
-    pictures = [draw_reference(look), *(shot.draw() for shot in shots)]
+def _draw_character(character: tuple[Traits, list[Shot]]) -> np.ndarray:
+    traits, shots = character
+    pictures = [draw_reference(traits), *(shot.draw() for shot in shots)]
     return np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
 
 
@@ -102,9 +103,9 @@ def _shape(count: int) -> tuple[int, ...]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--looks", type=int, default=10_000)
+    parser.add_argument("--characters", type=int, default=10_000)
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int)
     options = parser.parse_args()
-    draw(options.folder, options.looks, options.held_out, options.seed, options.processes)
+    draw_album(options.folder, options.characters, options.held_out, options.seed, options.processes)

@@ -1,7 +1,4 @@
-"""How well the toy adapter draws characters that nothing was trained on: ``python -m toy.measure ASSETS``.
-
-A judge that no model here ever learned from says who is in a picture, doing what, where.
-"""
+"""Accuracies of the toy adapter on held-out characters: ``python -m toy.evaluate.measure ASSETS``."""
 
 from __future__ import annotations
 
@@ -21,18 +18,18 @@ from torch import Tensor
 
 from instantcharacter import CharacterAdapter, CharacterEncoder, CharacterFeatures, InstantCharacterPipeline
 from instantcharacter.character.encoders import image_to_crops
-from instantcharacter.training.flow import CharacterFlow, draw
-from instantcharacter.training.objective import positions
-from toy.judge import Judge, halves, retrieved
-from toy.learning import DEVICE
+from instantcharacter.training.flow import CharacterFlow, sample
+from instantcharacter.training.objective import img_ids, unpack
+from toy.data.pictures import to_floats
+from toy.device import DEVICE
+from toy.evaluate.judge import Judge, halves, retrieved
 from toy.models import LATENT_CHANNELS, T5_LENGTH
-from toy.pictures import to_floats
-from toy.world import ACTIONS, SCENES, SIDE, STYLES, Shot, draw_reference, random_look, random_shot
+from toy.world import ACTIONS, SCENES, SIDE, STYLES, Shot, draw_reference, random_shot, random_traits
 
 SCALES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 STEPS = 20
-TOGETHER = 125
-"""Pictures drawn at once."""
+BATCH = 125
+"""Pictures in one batch."""
 
 
 @dataclass
@@ -51,13 +48,13 @@ class Toy:
 
 
 @dataclass
-class Test:
-    """Characters for testing, and a picture to be drawn of each.
+class HeldOut:
+    """Held-out characters, and a picture to generate of each.
 
     Attributes:
-        shots: what is to be drawn.
+        shots: the pictures as data.
         features: of the references.
-        references: whom the judge sees in them, [N, D].
+        references: the judge's identities of the references, [N, D].
         prompts: T5's, [N, T, W].
         pooled: CLIP's, [N, V].
     """
@@ -70,39 +67,40 @@ class Test:
 
 
 @torch.no_grad()
-def new_test(toy: Toy, count: int, seed: int = 0) -> Test:
+def random_held_out(toy: Toy, count: int, seed: int = 0) -> HeldOut:
+    """Random held-out characters, encoded."""
     rng = random.Random(f"test {seed}")
-    shots = [random_shot(rng, random_look(rng, held_out=True)) for _ in range(count)]
-    pictures = [draw_reference(shot.look) for shot in shots]
-    seen = [toy.encoder.encode_images(torch.stack([image_to_crops(p) for p in part])) for part in _parts(pictures)]
-    features = CharacterFeatures(*(torch.cat(rows) for rows in zip(*seen)))
+    shots = [random_shot(rng, random_traits(rng, held_out=True)) for _ in range(count)]
+    pictures = [draw_reference(shot.traits) for shot in shots]
+    encoded = [toy.encoder.encode_images(torch.stack([image_to_crops(p) for p in part])) for part in _parts(pictures)]
+    features = CharacterFeatures(*(torch.cat(rows) for rows in zip(*encoded)))
     prompts, pooled, _ = toy.pipeline.encode_prompt(
         [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH
     )
-    return Test(shots, features, toy.judge(_tensors(pictures))[0], prompts, pooled)
+    return HeldOut(shots, features, toy.evaluate.judge(_tensors(pictures))[0], prompts, pooled)
 
 
 @torch.no_grad()
-def draw_test(toy: Toy, flow: CharacterFlow, test: Test, scale: float, steps: int = STEPS) -> Tensor:
-    """The test's pictures, [N, 3, 256, 256] from -1 to 1."""
-    side, vae = SIDE // 8, toy.pipeline.vae
-    places = positions(torch.empty(1, 1, side, side, device=DEVICE))
+def generate(toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: int = STEPS) -> Tensor:
+    """The generated pictures, [N, 3, 256, 256] from -1 to 1."""
+    side, vae = SIDE // 16, toy.pipeline.vae
+    positions = img_ids(side, side, DEVICE)
     pictures = []
     for part in _parts(range(len(test.shots))):
         generator = torch.Generator(DEVICE).manual_seed(part[0])
-        noise = torch.randn(len(part), len(places), 4 * LATENT_CHANNELS, generator=generator, device=DEVICE)
+        noise = torch.randn(len(part), len(positions), 4 * LATENT_CHANNELS, generator=generator, device=DEVICE)
         rows = slice(part[0], part[-1] + 1)
-        told = test.prompts[rows], test.pooled[rows], tuple(tensor[rows] for tensor in test.features)
-        tokens = draw(flow, toy.pipeline.scheduler, noise, *told, places=places, steps=steps, scale=scale)
-        latents = FluxPipeline._unpack_latents(tokens, SIDE, SIDE, 8) / vae.config.scaling_factor
+        conditioning = test.prompts[rows], test.pooled[rows], tuple(tensor[rows] for tensor in test.features)
+        tokens = sample(flow, toy.pipeline.scheduler, noise, *conditioning, img_ids=positions, steps=steps, scale=scale)
+        latents = unpack(tokens, side, side) / vae.config.scaling_factor
         pictures.append(vae.decode(latents + vae.config.shift_factor).sample.clamp(-1, 1))
     return torch.cat(pictures)
 
 
 @torch.no_grad()
-def judged(toy: Toy, test: Test, pictures: Tensor) -> dict[str, float]:
-    """Fractions: the right character of 16, the right action, scene and style."""
-    answers = [toy.judge(part) for part in pictures.split(TOGETHER)]
+def accuracies(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, float]:
+    """Fractions of pictures with the right character of 16, the right action, scene and style."""
+    answers = [toy.evaluate.judge(part) for part in pictures.split(BATCH)]
     identity, *scores = (torch.cat(part) for part in zip(*answers))
     figures = {"identity": retrieved(identity, test.references).float().mean().item()}
     for name, names, score in zip(("action", "scene", "style"), (ACTIONS, SCENES, STYLES), scores):
@@ -113,7 +111,7 @@ def judged(toy: Toy, test: Test, pictures: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 0.9) -> dict[str, float]:
-    """Two characters in two masks: how often each half has its own, and how often the other half's."""
+    """Two characters in two masks: fractions of halves with their own character, and with the other half's."""
     rng = random.Random("two")
     pipeline = InstantCharacterPipeline(**toy.pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
@@ -121,13 +119,13 @@ def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 
     pipeline.set_character_encoder(toy.encoder)
     left = Image.fromarray(np.repeat([[255] * 128 + [0] * 128], SIDE, axis=0).astype(np.uint8))
     masks = [left, left.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    looks = [random_look(rng, held_out=True) for _ in range(count + 1)]
-    drawn = []
-    for seed, (look, companion) in enumerate(pairwise(looks)):
-        shot = replace(random_shot(rng, look), companion=companion)
-        drawn += pipeline(
+    characters = [random_traits(rng, held_out=True) for _ in range(count + 1)]
+    generated = []
+    for seed, (traits, companion) in enumerate(pairwise(characters)):
+        shot = replace(random_shot(rng, traits), companion=companion)
+        generated += pipeline(
             shot.caption(),
-            subject_image=[draw_reference(look), draw_reference(companion)],
+            subject_image=[draw_reference(traits), draw_reference(companion)],
             subject_mask=masks,
             subject_scale=scale,
             height=SIDE,
@@ -136,36 +134,36 @@ def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 
             max_sequence_length=T5_LENGTH,
             generator=torch.Generator(DEVICE).manual_seed(seed),
         ).images
-    references = _identities(toy, [draw_reference(look) for look in looks])
-    sides = [toy.judge(half)[0] for half in halves(_tensors(drawn))]
+    references = _identities(toy, [draw_reference(traits) for traits in characters])
+    sides = [toy.evaluate.judge(half)[0] for half in halves(_tensors(generated))]
     own = [retrieved(side, references[i:][:count]).float().mean().item() for i, side in enumerate(sides)]
     other = [retrieved(side, references[1 - i :][:count]).float().mean().item() for i, side in enumerate(sides)]
     return {"left": own[0], "right": own[1], "left has the right's": other[0], "right has the left's": other[1]}
 
 
 def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Lines of the table, by their names."""
+    """Names and figures of the table's rows."""
     toy = Toy.load(assets)
-    test = new_test(toy, count)
-    yield "drawn by code", judged(toy, test, _tensors([shot.draw() for shot in test.shots]))
+    test = random_held_out(toy, count)
+    yield "drawn by code", accuracies(toy, test, _tensors([shot.draw() for shot in test.shots]))
     transformer = toy.pipeline.transformer
     flow = CharacterFlow(transformer, CharacterAdapter.from_file(adapter).to(DEVICE), checkpointing=False).eval()
     for scale in SCALES:
-        yield f"scale {scale}", judged(toy, test, draw_test(toy, flow, test, scale))
+        yield f"scale {scale}", accuracies(toy, test, generate(toy, flow, test, scale))
     yield "two characters", measure_two(toy, CharacterAdapter.from_file(adapter).to(DEVICE), two)
 
 
 def _identities(toy: Toy, pictures: list[Image.Image]) -> Tensor:
-    return toy.judge(_tensors(pictures))[0]
+    return toy.evaluate.judge(_tensors(pictures))[0]
 
 
 def _tensors(pictures: list[Image.Image]) -> Tensor:
-    """As the judge sees them."""
+    """Pictures for the judge, [N, 3, 256, 256] from -1 to 1."""
     return to_floats(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).to(DEVICE))
 
 
 def _parts(rows):
-    return [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
+    return [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
 
 
 if __name__ == "__main__":

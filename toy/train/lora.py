@@ -1,4 +1,4 @@
-"""A style LoRA for the toy FLUX: ``python -m toy.train_lora OUT STEPS``; pixel art, which the base model never saw."""
+"""A style LoRA for the toy FLUX: ``python -m toy.train.lora OUT STEPS``, pixel art."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from diffusers import FluxPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from toy.learning import DEVICE, learn
-from toy.pictures import batches
-from toy.train_flux import Drawn, draw_batch, encode, velocity_loss
-from toy.world import LORA_STYLE, Shot, random_look, random_shot
+from toy.data.pictures import batches
+from toy.device import DEVICE
+from toy.train.flux import NoisyBatch, encode, sample_batch, velocity_loss
+from toy.train.learning import learn
+from toy.world import LORA_STYLE, Shot, random_shot, random_traits
 
 PICTURES = 2000
 RANK = 8
@@ -26,7 +27,7 @@ LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "proj_out", "ff.net.0.
 def train(out: Path, steps: int, size: int = 512) -> None:
     torch.manual_seed(0)
     rng = random.Random("lora")
-    shots = [random_shot(rng, random_look(rng, False), LORA_STYLE) for _ in range(PICTURES)]
+    shots = [random_shot(rng, random_traits(rng, False), LORA_STYLE) for _ in range(PICTURES)]
     with Pool() as pool:
         pictures = torch.from_numpy(np.stack(pool.map(_pixels, shots, chunksize=16)))
     pipeline = FluxPipeline.from_pretrained(str(out / "flux"), torch_dtype=torch.float32).to(DEVICE)
@@ -34,16 +35,16 @@ def train(out: Path, steps: int, size: int = 512) -> None:
     flux = pipeline.transformer.requires_grad_(False)
     flux.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
 
-    learned = torch.nn.ParameterList(parameter for parameter in flux.parameters() if parameter.requires_grad)
-    drawn = batches(2 * PICTURES, size, steps, 1)
+    trained = torch.nn.ParameterList(parameter for parameter in flux.parameters() if parameter.requires_grad)
+    indices = batches(2 * PICTURES, size, steps, 1)
 
-    def given(step: int, batch: Tensor) -> Drawn:
-        return draw_batch(data, batch, step)
+    def prepare(step: int, batch: Tensor) -> NoisyBatch:
+        return sample_batch(data, batch, step)
 
     def loss(*tensors: Tensor) -> Tensor:
-        return velocity_loss(flux, Drawn(*tensors))
+        return velocity_loss(flux, NoisyBatch(*tensors))
 
-    learn("lora", learned, drawn, steps, loss, rate=2e-3, decay=0.0, given=given)
+    learn("lora", trained, indices, steps, loss, rate=2e-3, decay=0.0, prepare=prepare)
     layers = {key: tensor.half() for key, tensor in get_peft_model_state_dict(flux).items()}
     FluxPipeline.save_lora_weights(out, transformer_lora_layers=layers, weight_name="pixel_art.safetensors")
 

@@ -1,6 +1,6 @@
-"""What each part of the adapter is good for: ``python -m toy.ablations ASSETS DATA OUT VARIANT``.
+"""Trains and measures adapters that lack a part: ``python -m toy.evaluate.ablations ASSETS DATA OUT VARIANT``.
 
-Every variant gets the same number of steps and samples, from the same seed; ``DATA`` is what ``toy.dataset`` wrote.
+Every variant gets the same number of steps and samples, from the same seed; ``toy.data.dataset`` writes ``DATA``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from instantcharacter import CharacterAdapter, CharacterFeatures
 from instantcharacter.training import Source, TrainingConfig
-from instantcharacter.training.examples import Batch, Examples, Held
-from instantcharacter.training.flow import CharacterFlow, new_adapter
+from instantcharacter.training.data.cache import MemoryCache
+from instantcharacter.training.data.examples import Batch, Examples, new_memory_cache
+from instantcharacter.training.flow import CharacterFlow, zero_values
 from instantcharacter.training.trainer import Trainer
-from toy.learning import DEVICE
-from toy.measure import Toy, draw_test, judged, new_test
+from toy.device import DEVICE
+from toy.evaluate.measure import Toy, accuracies, generate, random_held_out
 from toy.models import ADAPTER, SIGLIP
 
 SCALE = 0.9
@@ -31,15 +32,15 @@ Features = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """An adapter that lacks something.
+    """An adapter, and the parts that it has.
 
     Attributes:
-        siglip: whether it gets SigLIP's features.
-        dinov2: whether it gets DINOv2's.
-        shallow: whether it gets the early layers.
-        tiles: whether it gets the tiles.
-        timestep: whether its tokens depend on the timestep.
-        stages: each one's share of the steps.
+        siglip: SigLIP's features.
+        dinov2: DINOv2's features.
+        shallow: features of the early layers.
+        tiles: features of the tiles.
+        timestep: tokens that depend on the timestep.
+        stages: each stage's share of the steps.
     """
 
     siglip: bool = True
@@ -49,8 +50,8 @@ class Variant:
     timestep: bool = True
     stages: tuple[float, ...] = (0.3, 0.4, 0.3)
 
-    def seen(self, features: Features) -> Features:
-        """The features with zeros for what it does not get."""
+    def mask(self, features: Features) -> Features:
+        """The features with zeros for the parts that it lacks."""
         shallow, deep, tiles = features
         width = SIGLIP.hidden_size
         channels = torch.ones(deep.shape[-1], dtype=deep.dtype, device=deep.device)
@@ -58,10 +59,13 @@ class Variant:
         channels[width:] *= self.dinov2
         return shallow * channels * self.shallow, deep * channels, tiles * channels * self.tiles
 
-    def blind(self, adapter: CharacterAdapter) -> CharacterAdapter:
-        """The adapter, told the same timestep always if it is not to know it."""
+    def mask_batch(self, batch: Batch) -> Batch:
+        return replace(batch, features=self.mask(batch.features))
+
+    def fix_timestep(self, adapter: CharacterAdapter) -> CharacterAdapter:
+        """The adapter, with a constant in place of the timestep if the variant lacks it."""
         if not self.timestep:
-            adapter.projector.resampler.register_forward_pre_hook(_at_any_time)
+            adapter.projector.resampler.register_forward_pre_hook(_constant_timestep)
         return adapter
 
 
@@ -78,22 +82,10 @@ VARIANTS = {
 }
 
 
-class SomeSeen(Examples):
-    """Examples with the features that a variant gets."""
-
-    def __init__(self, config: TrainingConfig, held: Held, variant: Variant) -> None:
-        super().__init__(config, torch.device(DEVICE), held=held)
-        self._variant = variant
-
-    def _batch(self, begun) -> Batch:
-        batch = super()._batch(begun)
-        return replace(batch, features=self._variant.seen(batch.features))
-
-
-def train(configs: list[TrainingConfig], held: Held, variant: Variant) -> CharacterAdapter:
-    """An adapter of the variant, through its stages."""
+def train(configs: list[TrainingConfig], memory: MemoryCache, variant: Variant) -> CharacterAdapter:
+    """Train an adapter of the variant through its stages."""
     torch.manual_seed(0)
-    adapter = variant.blind(new_adapter(CharacterAdapter(ADAPTER)))
+    adapter = variant.fix_timestep(zero_values(CharacterAdapter(ADAPTER)))
     for config in configs:
         accelerator = Accelerator(
             mixed_precision="bf16" if DEVICE == "cuda" else "no", log_with="tensorboard", project_dir=config.output
@@ -101,13 +93,14 @@ def train(configs: list[TrainingConfig], held: Held, variant: Variant) -> Charac
         flux = FluxTransformer2DModel.from_pretrained(
             config.model, subfolder="transformer", torch_dtype=getattr(torch, config.precision)
         )
-        path = Trainer(config, accelerator, flux, adapter, SomeSeen(config, held, variant)).run()
-        adapter = variant.blind(CharacterAdapter.from_file(path))
+        examples = Examples(config, torch.device(DEVICE), memory=memory, transform=variant.mask_batch)
+        path = Trainer(config, accelerator, flux, adapter, examples).run()
+        adapter = variant.fix_timestep(CharacterAdapter.from_file(path))
     return adapter
 
 
 def stages(assets: Path, data: Path, out: Path, variant: Variant, steps: int, size: int) -> list[TrainingConfig]:
-    """What a variant's trainings are told."""
+    """The configs of a variant's stages."""
     unpaired, paired = Source(str(data / "unpaired")), Source(str(data / "paired"), pairs=True)
     sources = ((unpaired,), (paired,), (unpaired, replace(paired, share=3.0)))
     return [
@@ -140,13 +133,13 @@ def stages(assets: Path, data: Path, out: Path, variant: Variant, steps: int, si
 
 def measure(assets: Path, adapter: CharacterAdapter, variant: Variant, count: int) -> dict[str, float]:
     toy = Toy.load(assets)
-    test = new_test(toy, count)
-    test = replace(test, features=CharacterFeatures(*variant.seen(tuple(test.features))))
+    test = random_held_out(toy, count)
+    test = replace(test, features=CharacterFeatures(*variant.mask(tuple(test.features))))
     flow = CharacterFlow(toy.pipeline.transformer, adapter.to(DEVICE), checkpointing=False).eval()
-    return judged(toy, test, draw_test(toy, flow, test, SCALE))
+    return accuracies(toy, test, generate(toy, flow, test, SCALE))
 
 
-def _at_any_time(resampler: nn.Module, arguments: tuple) -> tuple:
+def _constant_timestep(resampler: nn.Module, arguments: tuple) -> tuple:
     fused, timestep, *rest = arguments
     return (fused, torch.full_like(timestep, 500), *rest)
 
@@ -161,12 +154,12 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=500)
     options = parser.parse_args()
-    held: Held | None = None
+    memory: MemoryCache | None = None
     for name in options.variants:
         variant = VARIANTS[name]
         folder = options.out / name.replace(" ", "_")
         configs = stages(options.assets, options.data, folder, variant, options.steps, options.size)
-        held = held or Held(configs[0], torch.device(DEVICE))
-        adapter = train(configs, held, variant)
+        memory = new_memory_cache(configs[0], torch.device(DEVICE)) if memory is None else memory
+        adapter = train(configs, memory, variant)
         figures = measure(options.assets, adapter, variant, options.pictures)
         print(json.dumps({"": name, **{key: round(value, 3) for key, value in figures.items()}}), flush=True)

@@ -1,4 +1,4 @@
-"""The toy T5: ``python -m toy.train_text OUT STEPS``; it learns to fill gaps in captions, and its decoder is let go."""
+"""The toy T5: ``python -m toy.train.text OUT STEPS``; it learns to fill gaps in captions; its decoder is dropped."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel, T5ForConditionalGeneration
 
-from toy.learning import DEVICE, learn
+from toy.data.pictures import batches
+from toy.device import DEVICE
 from toy.models import GAPS, T5, T5_LENGTH, save_half
-from toy.pictures import batches
-from toy.world import random_look, random_shot
+from toy.train.learning import learn
+from toy.world import random_shot, random_traits
 
 TEXTS = 40_000
 GAP = 0.25
-"""Of a text's words are left out, one after the other standing for one gap."""
+"""Fraction of words that are left out; neighbours form one gap."""
 
 
 def train(out: Path, steps: int, size: int = 256) -> None:
     torch.manual_seed(0)
-    captions = [random_shot(rng := random.Random(i), random_look(rng, False)).caption() for i in range(TEXTS)]
-    given, wanted = _gapped(captions, AutoTokenizer.from_pretrained(out / "tokenizer_2"))
+    captions = [random_shot(rng := random.Random(i), random_traits(rng, False)).caption() for i in range(TEXTS)]
+    inputs, targets = _with_gaps(captions, AutoTokenizer.from_pretrained(out / "tokenizer_2"))
     model = T5ForConditionalGeneration(T5).to(DEVICE)
 
     def loss(batch: Tensor) -> Tensor:
-        ids, labels = given[batch], wanted[batch]
+        ids, labels = inputs[batch], targets[batch]
         return model(input_ids=ids, attention_mask=ids != 0, labels=labels.masked_fill(labels == 0, -100)).loss
 
     model = learn("t5", model, batches(TEXTS, size, steps, 1), steps, loss, rate=2e-3, average=0.99)
@@ -38,22 +39,22 @@ def train(out: Path, steps: int, size: int = 256) -> None:
     save_half(encoder.cpu(), out / "text_encoder_2")
 
 
-def _gapped(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """Texts with gaps, and what is in the gaps, as ids."""
+def _with_gaps(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """Ids of texts with gaps, and of the words in the gaps."""
     rng, pairs = random.Random(1), []
     for text in texts:
-        words, given, wanted, gaps = text.split(), [], [], 0
+        words, inputs, targets, gaps = text.split(), [], [], 0
         left_out = [rng.random() < GAP for _ in words]
         for i, (word, out) in enumerate(zip(words, left_out)):
             if out and (i == 0 or not left_out[i - 1]):
-                given.append(GAPS[gaps])
-                wanted.append(GAPS[gaps])
+                inputs.append(GAPS[gaps])
+                targets.append(GAPS[gaps])
                 gaps += 1
-            (wanted if out else given).append(word)
-        pairs.append((" ".join(given), " ".join(wanted)))
+            (targets if out else inputs).append(word)
+        pairs.append((" ".join(inputs), " ".join(targets)))
     settings = {"padding": "max_length", "max_length": T5_LENGTH, "truncation": True, "return_tensors": "pt"}
-    given, wanted = (tokenizer(list(side), **settings).input_ids.to(DEVICE) for side in zip(*pairs))
-    return given, wanted
+    inputs, targets = (tokenizer(list(side), **settings).input_ids.to(DEVICE) for side in zip(*pairs))
+    return inputs, targets
 
 
 if __name__ == "__main__":

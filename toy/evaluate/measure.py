@@ -77,7 +77,7 @@ def random_held_out(toy: Toy, count: int, seed: int = 0) -> HeldOut:
     prompts, pooled, _ = toy.pipeline.encode_prompt(
         [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH
     )
-    return HeldOut(shots, features, toy.evaluate.judge(_tensors(pictures))[0], prompts, pooled)
+    return HeldOut(shots, features, toy.judge(_tensors(pictures))[0], prompts, pooled)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def generate(toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: 
 @torch.no_grad()
 def accuracies(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, float]:
     """Fractions of pictures with the right character of 16, the right action, scene and style."""
-    answers = [toy.evaluate.judge(part) for part in pictures.split(BATCH)]
+    answers = [toy.judge(part) for part in pictures.split(BATCH)]
     identity, *scores = (torch.cat(part) for part in zip(*answers))
     figures = {"identity": retrieved(identity, test.references).float().mean().item()}
     for name, names, score in zip(("action", "scene", "style"), (ACTIONS, SCENES, STYLES), scores):
@@ -135,7 +135,7 @@ def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 
             generator=torch.Generator(DEVICE).manual_seed(seed),
         ).images
     references = _identities(toy, [draw_reference(traits) for traits in characters])
-    sides = [toy.evaluate.judge(half)[0] for half in halves(_tensors(generated))]
+    sides = [toy.judge(half)[0] for half in halves(_tensors(generated))]
     own = [retrieved(side, references[i:][:count]).float().mean().item() for i, side in enumerate(sides)]
     other = [retrieved(side, references[1 - i :][:count]).float().mean().item() for i, side in enumerate(sides)]
     return {"left": own[0], "right": own[1], "left has the right's": other[0], "right has the left's": other[1]}
@@ -154,7 +154,7 @@ def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple
 
 
 def _identities(toy: Toy, pictures: list[Image.Image]) -> Tensor:
-    return toy.evaluate.judge(_tensors(pictures))[0]
+    return toy.judge(_tensors(pictures))[0]
 
 
 def _tensors(pictures: list[Image.Image]) -> Tensor:

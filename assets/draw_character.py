@@ -1,4 +1,4 @@
-"""Draws the reference pictures ``character.png`` and ``owl.png``, and ``icon.png``: ``python assets/draw_character.py``."""
+"""Draws ``character.png``, ``owl.png`` and ``icon.png``: ``python assets/draw_character.py``."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from instantcharacter.training.flow import zero_values
 from instantcharacter.training.objective import pack
 from instantcharacter.training.trainer import Trainer
 
-STEPS, WARM_UP = 20, 3
+STEPS, TINY_STEPS, WARM_UP = 20, 4, 3
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -101,12 +101,16 @@ class Measured(Exception):
 class Timer:
     """Notes the time and the loss of each step.
 
+    Args:
+        steps: the last step, which ends the training.
+
     Attributes:
         seconds: of each step.
         losses: this process's mean loss of each step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self._begin = time.perf_counter()
@@ -116,7 +120,7 @@ class Timer:
         now = time.perf_counter()
         self.seconds.append(now - self._begin)
         self._begin = now
-        if step == STEPS:
+        if step == self._steps:
             raise Measured
 
 
@@ -129,7 +133,7 @@ def measure(run: str, tiny: bool) -> None:
             data=(Source("random"),),
             sizes=TINY_ADAPTER if tiny else AdapterConfig(),
             resolution=128 if tiny else 512,
-            steps=STEPS,
+            steps=TINY_STEPS if tiny else STEPS,
             batch_size=int(size),
             learning_rate=1e-4,
             warmup=5,
@@ -146,7 +150,7 @@ def measure_training(run: str, config: TrainingConfig, tiny: bool, live: bool) -
     transformer = tiny_components()["transformer"] if tiny else _flux()
     with torch.device(DEVICE):
         adapter = zero_values(CharacterAdapter(config.sizes))
-    examples, timer = RandomExamples(config, tiny, live), Timer()
+    examples, timer = RandomExamples(config, tiny, live), Timer(config.steps)
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no")
     training = Trainer(config, accelerator, transformer, adapter, examples, timer)
     before, flux = _some_values(adapter), _sums(transformer)

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "parts", nargs="*", type=part_named, metavar="PART", help=f"see above; without any: {' '.join(USUAL)}"
     )
-    parser.add_argument("--base", type=Path, help="ComfyUI's base folder, kept; without it a temporary one")
+    parser.add_argument("--base", type=Path, help="ComfyUI's base folder; a temporary one by default")
     parser.add_argument(
         "--output", type=Path, default=Path("output/rehearsal"), help="for logs and results, %(default)s"
     )
@@ -93,14 +93,14 @@ def make_files(base: Path, parts: list[Part], tiny: bool) -> None:
 
 
 def rehearse(part: Part, base: Path, options: argparse.Namespace, until: float) -> Iterator[Result]:
-    """The results of its prompts; a server that is lost is followed by another for the rest."""
+    """The results of a part's prompts; after a lost server another one takes the rest."""
     waiting = list(part.prompts)
     why = "not run: the limit came"
     try:
         with card(part.gib, comfyui.comfyui_python(comfyui.find_comfyui())), GpuMemory(not options.tiny) as gpu:
             while waiting and time.monotonic() < until:
                 with serving(part, base, options) as server:
-                    yield from work_off(part, waiting, server, gpu, options.tiny, until)
+                    yield from run_prompts(part, waiting, server, gpu, options.tiny, until)
     except (Failed, OSError, SystemExit) as error:  # no such card, or no server
         why = brief(error)
     yield from (Result(part.name, prompt.name, failure=why) for prompt in waiting)
@@ -108,7 +108,7 @@ def rehearse(part: Part, base: Path, options: argparse.Namespace, until: float) 
 
 @contextmanager
 def serving(part: Part, base: Path, options: argparse.Namespace) -> Iterator[Server]:
-    """A ComfyUI for this part, with an empty page, since the frontend is a package of its own; its log is kept."""
+    """A ComfyUI server for this part, without its frontend, whose log goes into the output folder."""
     page = base / "page/index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("<html></html>", encoding="utf-8")
@@ -123,10 +123,10 @@ def serving(part: Part, base: Path, options: argparse.Namespace) -> Iterator[Ser
             log.write((base / "comfyui.log").read_text(errors="replace"))
 
 
-def work_off(
+def run_prompts(
     part: Part, waiting: list[Prompt], server: Server, gpu: GpuMemory, tiny: bool, until: float
 ) -> Iterator[Result]:
-    """Takes prompts from ``waiting`` and runs them, until the server is lost or the time is over."""
+    """Run the prompts in ``waiting`` and remove them from it, until the server is lost or the time is over."""
     loader = load_image(server)
     lost = False
     while waiting and not lost and time.monotonic() < until:

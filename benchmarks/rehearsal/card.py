@@ -1,4 +1,4 @@
-"""A card of some size out of a larger one, and how much of it is in use."""
+"""Makes a small card of a larger one, and watches its memory."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 HOLD = """
 import sys, time, torch
-time.sleep(2)  # what ended just now gives its memory back
+time.sleep(2)  # processes that just ended free their memory
 free, spare = torch.cuda.mem_get_info()[0], int(sys.argv[1]) * 2**30
 if free < spare:
     sys.exit(f"the GPU has {free / 2**30:.1f} GiB free")
-held = torch.empty(free - spare, dtype=torch.uint8, device="cuda")
-print("held", flush=True)
+reserved = torch.empty(free - spare, dtype=torch.uint8, device="cuda")
+print("reserved", flush=True)
 sys.stdin.read()
 """
 
 
 @contextmanager
 def card(gib: int | None, python: Path) -> Iterator[None]:
-    """Leaves so much of the GPU's memory free: a process of this Python holds the rest, and ends with this one.
+    """Leave only this many GiB of the GPU's memory free: a process of this Python reserves the rest inside this context.
 
     Raises:
-        OSError: there is no GPU with so much free.
+        OSError: no GPU has that much free memory.
     """
     if gib is None:
         yield

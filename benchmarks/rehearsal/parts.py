@@ -10,12 +10,12 @@ from .prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, WORKFLOWS, Prompt
 
 @dataclass(frozen=True)
 class Part:
-    """What runs on one server.
+    """The prompts of one server.
 
     Attributes:
-        name: as it is asked for.
-        prompts: in this order; without any, no server is started.
-        files: what is needed beside the released models, as ``benchmarks.rehearsal.files`` calls it.
+        name: as the command line has it.
+        prompts: in this order; no server starts without any.
+        files: kinds of files that it needs beside the released models, see ``benchmarks.rehearsal.files``.
         gib: the card's memory; None is the whole card.
         static: without dynamic VRAM.
     """

@@ -1,4 +1,4 @@
-"""What a rehearsal queues: the shipped workflows as they are, and with what users change in them."""
+"""The prompts of a rehearsal: the shipped workflows as they are, and with changes that users make."""
 
 from __future__ import annotations
 

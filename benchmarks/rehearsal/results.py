@@ -37,10 +37,10 @@ def report(results: list[Result], output: Path) -> None:
     """Keeps the results beside those of earlier runs, and prints the table of all and what failed in this one."""
     file = output / "results.json"
     earlier = [Result(**result) for result in json.loads(file.read_text())] if file.exists() else []
-    kept = {(result.part, result.prompt): result for result in (*earlier, *results)}
-    file.write_text(json.dumps([asdict(result) for result in kept.values()], indent=1))
+    latest = {(result.part, result.prompt): result for result in (*earlier, *results)}
+    file.write_text(json.dumps([asdict(result) for result in latest.values()], indent=1))
     failed = [result for result in results if result.failure]
-    print(f"\n{table(kept.values())}\n")
+    print(f"\n{table(latest.values())}\n")
     for result in failed:
         print(f"{result.part}, {result.prompt}: {result.failure}")
     pictures = sum(len(result.pictures) for result in results)

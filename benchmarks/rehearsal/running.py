@@ -49,7 +49,7 @@ def run(server: Server, prompt: dict, seconds: float) -> list[str]:
 
 
 def load_image(server: Server) -> str:
-    """The node that reads pictures: ComfyUI's, or the tests' where ComfyUI lacks ``av`` for it."""
+    """The node that loads pictures: ComfyUI's, or the tests' if ComfyUI lacks ``av`` for it."""
     load = {"class_type": "LoadImage", "inputs": {"image": "character.png"}}
     try:
         run(server, {"1": load, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}, SECONDS)
@@ -60,7 +60,7 @@ def load_image(server: Server) -> str:
 
 
 def refusal(answer: str) -> str:
-    """What ``/prompt`` found wrong."""
+    """The errors in an answer of ``/prompt``."""
     try:
         nodes = json.loads(answer)["node_errors"].values()
         wrong = [f"{node['class_type']}: {error['details']}" for node in nodes for error in node["errors"]]

@@ -23,7 +23,7 @@ sys.stdin.read()
 
 @contextmanager
 def card(gib: int | None, python: Path) -> Iterator[None]:
-    """Leave only this many GiB of the GPU's memory free: a process of this Python reserves the rest inside this context.
+    """Leave only gib of the GPU's memory free inside this context: a process of this Python reserves the rest.
 
     Raises:
         OSError: no GPU has that much free memory.

@@ -54,7 +54,7 @@ def stated(name: str) -> dict[str, str]:
 
 
 def test_requirements_are_what_is_imported():
-    training = set((ROOT / "instantcharacter/training").glob("*.py"))
+    training = set((ROOT / "instantcharacter/training").rglob("*.py"))
     required = set(stated("requirements.txt"))
     assert packages(set(SOURCES) - training) | UNSEEN == required
     extra = re.search(r"^training = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]

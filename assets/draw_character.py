@@ -1,4 +1,4 @@
-"""Draws ``character.png`` and ``owl.png``, the reference pictures, and ``icon.png``: run it to draw them again."""
+"""Draws ``character.png``, ``owl.png`` and ``icon.png``: ``python assets/draw_character.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 SIZE = (640, 832)
 FINE = 4
-"""Drawn this many times larger, then reduced: smooth edges."""
+"""Drawing scale: reducing the picture smooths its edges."""
 
 FUR, CREAM, INK, SCARF, STRIPE = "#e8762c", "#fff1dc", "#2b2540", "#1f9e8f", "#f6c945"
 FEATHERS, WING, TIE = "#6f63c5", "#4d419c", "#d8405f"
@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 
 def draw_character() -> Image.Image:
-    """A fox with a striped scarf and a pilot's goggles, on a transparent ground, RGBA 640×832."""
+    """A fox with a striped scarf and a pilot's goggles, on a transparent background, RGBA 640×832."""
     return _drawn(_tail, _body, _scarf, _head, _goggles)
 
 

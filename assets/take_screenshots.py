@@ -1,17 +1,19 @@
 """Takes the pictures of nodes and graphs in ``assets/`` and ``web/docs/images``, in a real ComfyUI.
 
-.venv/bin/python assets/take_screenshots.py     # needs what tests/support/{server,browser}.py look for
+    PYTHONPATH=tests .venv/bin/python -m assets.take_screenshots
+
+``tests/support/server.py`` and ``browser.py`` say where ComfyUI and the browser have to be.
 """
 
-import sys
+from __future__ import annotations
+
 import tempfile
 from pathlib import Path
 
-PACK = Path(__file__).parent.parent
-sys.path[:0] = [str(PACK), str(PACK / "tests")]
-
 from support import browser, tiny_models
 from support import server as comfyui
+
+PACK = Path(__file__).parent.parent
 
 SHOWN = ("self_contained", "native", "two_characters")
 NODE = """([type, widgets]) => {

@@ -1,7 +1,7 @@
 """What a character costs on ComfyUI's own FLUX: real sizes, random weights, one CUDA device.
 
-    python benchmarks/comfyui.py --comfyui ~/comfy/ComfyUI            # 1024×1024, bfloat16, about 3 minutes on an H100
-    python benchmarks/comfyui.py --comfyui ~/comfy/ComfyUI --tiny     # the same code at a tiny size on a CPU
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI            # 1024×1024, bfloat16, about 3 minutes on an H100
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --tiny     # the same code at a tiny size on a CPU
 
 ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn, with all of the GPU's memory and
 with less of it (as ``--reserve-vram`` takes it away), so that ComfyUI loads FLUX in part. Times are medians of steps.
@@ -17,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-PACK = Path(__file__).parent.parent
 GIB = 2**30
 
 
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     sys.argv = ["comfyui", *(["--cpu"] if options.tiny else [])]
-    sys.path[:0] = [str(options.comfyui), str(PACK), str(PACK / "tests")]
+    sys.path.insert(0, str(options.comfyui))
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -76,12 +75,12 @@ def measure(tiny: bool, steps: int) -> None:
     for cap in caps:
         management.unload_all_models()
         reserve(cap, device)
-        kept: dict[str, list[float]] = {"plain": [], "character": []}
+        times: dict[str, list[float]] = {"plain": [], "character": []}
         peaks = {}
         for on, which in ((model, "plain"), (patched, "character")) * 3:
             seconds, peaks[which] = sample(on, steps, tiny)
-            kept[which] += seconds
-        plain, ours = (statistics.median(kept[which]) for which in ("plain", "character"))
+            times[which] += seconds
+        plain, ours = (statistics.median(times[which]) for which in ("plain", "character"))
         print(
             f"{'all of it' if cap is None else f'{cap} GiB':>10s}: plain {plain * 1000:8.1f} ms a step, peak "
             f"{peaks['plain']:5.2f} GiB; with a character {ours * 1000:8.1f} ms, {ours / plain:.3f} ×, peak "
@@ -90,7 +89,7 @@ def measure(tiny: bool, steps: int) -> None:
 
 
 def reserve(cap: int | None, device: Any) -> None:
-    """Leave ComfyUI so many GiB of the GPU."""
+    """Leave ComfyUI this many GiB of the GPU's memory."""
     import comfy.model_management as management
 
     if cap is not None:
@@ -130,7 +129,7 @@ def released_flux() -> Any:
 
 
 def random_weights(module: Any) -> dict[str, Any]:
-    """Random numbers of a module's shapes in bfloat16, in host memory; norms' scales are one."""
+    """Random weights for a module in bfloat16, in host memory; scales of norms are 1."""
     import torch
 
     def fill(key: str, shape: torch.Size) -> torch.Tensor:

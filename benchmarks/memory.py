@@ -1,13 +1,13 @@
 """Whole pictures under memory plans: real sizes, random weights, one CUDA device.
 
-    python benchmarks/memory.py                       # caps of 24 to 6 GiB, fp8, compiled: about 6 minutes on an H100
-    python benchmarks/memory.py --run 24 --many 50    # 50 pictures in a row: does anything grow?
-    python benchmarks/memory.py --tiny                # the same code at a tiny size on the CPU: shows that it runs
+    python -m benchmarks.memory                       # caps of 24 to 6 GiB, fp8, compiled: about 6 minutes on an H100
+    python -m benchmarks.memory --run 24 --many 50    # 50 pictures in a row: does anything grow?
+    python -m benchmarks.memory --tiny                # the same code at a tiny size on the CPU: shows that it runs
 
 Each run is a process of its own, in which ``set_per_process_memory_fraction`` takes away the memory above the cap.
-It draws a picture from words and a reference picture: encode, 28 steps, decode; and before it another in 3 steps, which
-is not timed. Ratios are to the run with everything on the GPU. Latents are compared with that run's.
-Times and memory do not depend on the weights' values. What is learned is kept in ``benchmarks/RESULTS.md``.
+It generates a picture from a prompt and a reference: encode, 28 steps, decode; a picture of 3 steps before it is not
+timed. Ratios are to the run with everything on the GPU. Latents are compared with that run's.
+Times and memory do not depend on the weights' values. ``RESULTS.md`` has the figures.
 """
 
 from __future__ import annotations
@@ -24,20 +24,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
 import psutil
 import torch
-from adapter import DTYPE, GIB, Device, built, print_versions, random_adapter, random_encoder, random_flux
 from diffusers import AutoencoderKL
 from PIL import Image
 from support import tiny
 from transformers import CLIPTextModel, T5EncoderModel
 
+from benchmarks.chart import chart
+from benchmarks.common import (
+    DTYPE,
+    GIB,
+    Device,
+    build,
+    print_versions,
+    random_adapter,
+    random_encoder,
+    random_flux,
+    require_cuda,
+)
 from instantcharacter import InstantCharacterPipeline
-from instantcharacter.flux import load as flux_files
+from instantcharacter.flux import load
 from instantcharacter.flux.scheduler import flux_scheduler
 from instantcharacter.offload import STRATEGIES
 
@@ -51,12 +58,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny size, on the CPU")
     parser.add_argument("--run", nargs="+", default=RUNS, help="which runs; none is always the first")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--many", type=int, default=0, help="in place of two alike, so many different pictures")
-    parser.add_argument("--chart", type=Path, help="draw the results to this .svg")
+    parser.add_argument("--many", type=int, default=0, help="generate this many different pictures instead")
+    parser.add_argument("--chart", type=Path, help="write a chart to this .svg")
     parser.add_argument("--alone", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not options.tiny and not torch.cuda.is_available():
-        sys.exit("benchmarks/memory.py measures on a CUDA device, and there is none here; --tiny runs it on the CPU")
+    require_cuda("memory", options.tiny)
     if options.alone:
         print(json.dumps(measure(options.run[0], options)))
         return
@@ -75,11 +81,11 @@ def main() -> None:
 
 
 def alone(run: str, folder: str) -> dict[str, Any]:
-    """What a run measures in a process of its own; what else it says goes on to stderr."""
+    """The results of a run in its own process, whose other output goes to stderr."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--run" and argument not in RUNS]
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, *arguments, "--run", run, "--alone", folder],
+        [sys.executable, "-m", "benchmarks.memory", *arguments, "--run", run, "--alone", folder],
         stdout=subprocess.PIPE,
         check=False,
         env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"},
@@ -96,40 +102,40 @@ def measure(run: str, options: argparse.Namespace) -> dict[str, Any]:
     pipeline = random_pipeline(device, fp8="fp8" in run)
     result: dict[str, Any] = {"plain_step": plain_step(pipeline, device)} if "compile" in run else {}
     begin = time.perf_counter()
-    result |= arrange(pipeline, cap, device)
+    result |= offload(pipeline, cap, device)
     result["arrange"] = time.perf_counter() - begin
     if "compile" in run:
         pipeline.enable_character_compile()
     if options.many:
-        return result | draw_many(Drawing(pipeline, device, options.steps), options.many)
-    first = Drawing(pipeline, device, steps=3)
+        return result | generate_many(Generation(pipeline, device, options.steps), options.many)
+    first = Generation(pipeline, device, steps=3)
     first()
-    draw = Drawing(pipeline, device, options.steps)
-    latents = draw()
-    result |= {"picture": draw.seconds, "step": draw.step} | draw.peaks()
+    generate = Generation(pipeline, device, options.steps)
+    latents = generate()
+    result |= {"picture": generate.seconds, "step": generate.step} | generate.peaks()
     if what != "compile" and cap != "compile":
         result["error"] = compare(latents, options.alone)
     else:
-        result |= {"recompiled": recompiles(draw), "first": first.seconds}
+        result |= {"recompiled": recompiles(generate), "first": first.seconds}
     return result
 
 
 def random_pipeline(device: Device, fp8: bool) -> InstantCharacterPipeline:
-    """All the models at their real sizes; made on the GPU, then taken to host memory, as if they had been loaded."""
+    """All models at their real sizes, with random weights."""
     if device.tiny:
         pipeline = tiny.tiny_pipeline().to(DTYPE)
         pipeline.set_character_adapter(pipeline.character_adapter.to(DTYPE))
         pipeline.character_encoder.to(DTYPE)
     else:
-        vae = {name: value for name, value in flux_files.VAE.items() if name != "_class_name"}
+        vae = {name: value for name, value in load.VAE.items() if name != "_class_name"}
         parts = {
             "scheduler": flux_scheduler(),
-            "tokenizer": tiny.byte_tokenizer(flux_files.CLIP_LENGTH),
-            "tokenizer_2": tiny.byte_tokenizer(flux_files.T5_LENGTH),
+            "tokenizer": tiny.byte_tokenizer(load.CLIP_LENGTH),
+            "tokenizer_2": tiny.byte_tokenizer(load.T5_LENGTH),
             "transformer": random_flux(device),
-            "vae": built(AutoencoderKL, device, **vae, sample_size=1024),
-            "text_encoder": built(CLIPTextModel, device, config=released(flux_files.CLIP_L)),
-            "text_encoder_2": built(T5EncoderModel, device, config=released(flux_files.T5_XXL)),
+            "vae": build(AutoencoderKL, device, **vae, sample_size=1024),
+            "text_encoder": build(CLIPTextModel, device, config=released(load.CLIP_L)),
+            "text_encoder_2": build(T5EncoderModel, device, config=released(load.T5_XXL)),
         }
         pipeline = InstantCharacterPipeline(**parts)
         pipeline.set_character_adapter(random_adapter(device))
@@ -146,18 +152,18 @@ def released(model: Any) -> Any:
 
 def plain_step(pipeline: InstantCharacterPipeline, device: Device) -> float:
     """Seconds for a step of plain FLUX, neither compiled nor offloaded."""
-    draw = Drawing(pipeline, device, steps=10, plain=True)
-    draw()
-    return draw.step
+    generate = Generation(pipeline, device, steps=10, plain=True)
+    generate()
+    return generate.step
 
 
-def arrange(pipeline: InstantCharacterPipeline, cap: str, device: Device) -> dict[str, Any]:
-    """Take the models to where the plan has them, and then away what is above the cap."""
+def offload(pipeline: InstantCharacterPipeline, cap: str, device: Device) -> dict[str, Any]:
+    """Offload by the plan for this cap, and then forbid the memory above it."""
     strategy = cap if cap in STRATEGIES else "none" if cap in ("fp8", "compile") else "auto"
     gib = float(cap) if strategy == "auto" else None
     plan = pipeline.enable_character_offload(strategy, gib)
     if not device.tiny:
-        pipeline.character_adapter.attention.to("cpu")  # folded into FLUX, where it is wanted
+        pipeline.character_adapter.attention.to("cpu")  # its folded form is in FLUX's processors
         torch.cuda.empty_cache()
         if gib:
             total = torch.cuda.get_device_properties(0).total_memory
@@ -166,8 +172,13 @@ def arrange(pipeline: InstantCharacterPipeline, cap: str, device: Device) -> dic
     return {"predicted": plan.predicted_peak / GIB, "streamed": plan.streamed_blocks, "host": plan.host_bytes / GIB}
 
 
-class Drawing:
-    """Draws pictures, and knows of the last one how long it and a step of it took."""
+class Generation:
+    """Generates pictures.
+
+    Attributes:
+        seconds: time of the last picture.
+        step: median time of its steps, in seconds.
+    """
 
     def __init__(self, pipeline: InstantCharacterPipeline, device: Device, steps: int, plain: bool = False) -> None:
         self.pipeline = pipeline
@@ -179,13 +190,13 @@ class Drawing:
         self.settings = {"width": side, "height": side, "max_sequence_length": 64 if device.tiny else 512}
 
     def __call__(self, prompt: str = "a fox", seed: int = 0, picture: int = 0, **changes: Any) -> torch.Tensor:
-        """Draw a picture; its latents before they are decoded."""
-        kept: list[torch.Tensor] = []
+        """Generate a picture; returns its latents."""
+        latents: list[torch.Tensor] = []
         marks: list[Any] = []
 
         def mark(_: object, step: int, __: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             marks.append(self._now())
-            kept[:] = [tensors["latents"]]
+            latents[:] = [tensors["latents"]]
             return {}
 
         noise = torch.randint(
@@ -202,8 +213,8 @@ class Drawing:
         )
         self.seconds = time.perf_counter() - begin
         self.step = statistics.median(self._between(*pair) for pair in itertools.pairwise(marks))
-        self.pipeline.clear_cache()  # each picture is to be a whole one
-        return kept[0].cpu()
+        self.pipeline.clear_cache()  # each picture encodes its prompt and its reference
+        return latents[0].cpu()
 
     def _now(self) -> Any:
         if self.device.tiny:
@@ -225,7 +236,7 @@ class Drawing:
 
 
 def compare(latents: torch.Tensor, folder: Path) -> float:
-    """How far these latents are from those of the run with everything on the GPU."""
+    """Relative distance of these latents to those of the first run, which has everything on the GPU."""
     path = folder / "latents.pt"
     if not path.exists():
         torch.save(latents, path)
@@ -233,70 +244,41 @@ def compare(latents: torch.Tensor, folder: Path) -> float:
     return ((latents.float() - expected).norm() / expected.norm()).item()
 
 
-def recompiles(draw: Drawing) -> str:
-    """Draw what must not be compiled anew."""
+def recompiles(generate: Generation) -> str:
+    """Generate with another prompt, character and scale, which must not recompile."""
     from torch._dynamo.utils import counters
 
     before = counters["stats"]["unique_graphs"]
-    draw(prompt="another prompt", seed=1, subject_scale=0.6)
-    draw(prompt="a third one", seed=2, picture=1, subject_scale=1.1)
+    generate(prompt="another prompt", seed=1, subject_scale=0.6)
+    generate(prompt="a third one", seed=2, picture=1, subject_scale=1.1)
     return f"{counters['stats']['unique_graphs'] - before} of {before} graphs"
 
 
-def draw_many(draw: Drawing, count: int) -> dict[str, Any]:
-    """Different prompts, references and sizes in turn, and the memory after each picture."""
-    sides = (32, 48, 64) if draw.device.tiny else (768, 1024, 896)
+def generate_many(generate: Generation, count: int) -> dict[str, Any]:
+    """Generate with different prompts, references and sizes in turn; returns the memory after some pictures."""
+    sides = (32, 48, 64) if generate.device.tiny else (768, 1024, 896)
     seen = []
     for i in range(count):
-        draw(f"prompt number {i}", i, i % 5, width=sides[i % 3], height=sides[(i // 3) % 3])
-        reserved = torch.cuda.memory_reserved() / GIB if not draw.device.tiny else 0.0
-        allocated = torch.cuda.memory_allocated() / GIB if not draw.device.tiny else 0.0
+        generate(f"prompt number {i}", i, i % 5, width=sides[i % 3], height=sides[(i // 3) % 3])
+        reserved = torch.cuda.memory_reserved() / GIB if not generate.device.tiny else 0.0
+        allocated = torch.cuda.memory_allocated() / GIB if not generate.device.tiny else 0.0
         seen.append([allocated, reserved, psutil.Process().memory_info().rss / GIB])
         print(f"picture {i}: {seen[-1]}", file=sys.stderr)
-    return {"third": seen[2], "last": seen[-1], "most": [max(column) for column in zip(*seen[3:])]} | draw.peaks()
+    return {"third": seen[2], "last": seen[-1], "most": [max(column) for column in zip(*seen[3:])]} | generate.peaks()
 
 
 def row(run: str, result: dict[str, Any], base: dict[str, Any]) -> str:
     if "step" not in result:
         return f"{run} {json.dumps(result)}"
     off = result["predicted"] / result["peak"] - 1
-    told = f"{result['error']:.1e}" if "error" in result else f"recompiled {result['recompiled']}"
+    checks = f"{result['error']:.1e}" if "error" in result else f"recompiled {result['recompiled']}"
     if plain := result.get("plain_step"):
-        told += f"; plain, not compiled: {plain:.4f} s, to that {result['step'] / plain:.3f}"
-        told += f"; the first picture, of 3 steps, compiled on the way: {result['first']:.1f} s"
+        checks += f"; plain, not compiled: {plain:.4f} s, to that {result['step'] / plain:.3f}"
+        checks += f"; the first picture, of 3 steps, compiled on the way: {result['first']:.1f} s"
     return (
         f"{run:10s} {result['step']:.4f}  {result['step'] / base['step']:.3f}  {result['picture']:6.2f}  "
         f"{result['picture'] / base['picture']:.3f}  {result['arrange']:5.1f} s  {result['peak']:8.2f}  "
-        f"{result['predicted']:8.2f} {off:+6.1%}  {result['reserved']:6.2f}  {result['streamed']:4d}      {told}"
-    )
-
-
-def chart(results: dict[str, dict[str, Any]]) -> str:
-    """Memory against seconds a step, as SVG."""
-    points = {run: (result["reserved"], result["step"]) for run, result in results.items() if "step" in result}
-    right, top = (max(values) * 1.1 for values in zip(*points.values()))
-    marks = []
-    for run, (gib, seconds) in points.items():
-        x, y = 60 + 560 * gib / right, 330 - 300 * seconds / top
-        color = "#1b7f5c" if "compile" in run else "#b3541e" if "fp8" in run else "#2b5fa8"
-        label = {"none": "all of it"}.get(run, run + (" GiB" if run.isdecimal() else ""))
-        marks.append(
-            f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{color}"/>'
-            f'<text x="{x + 8:.0f}" y="{y + (16 if run.isdecimal() else -6):.0f}" fill="{color}">{label}</text>'
-        )
-    ticks = [
-        f'<text x="{60 + 560 * gib / right:.0f}" y="350" text-anchor="middle">{gib}</text>'
-        for gib in range(0, int(right) + 1, 8)
-    ] + [
-        f'<text x="52" y="{334 - 300 * tenths / 10 / top:.0f}" text-anchor="end">{tenths / 10:.1f}</text>'
-        for tenths in range(0, int(top * 10) + 1)
-    ]
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 380" font-family="sans-serif" font-size="13">'
-        '<rect width="680" height="380" fill="#fff"/><path d="M60 30V330H640" fill="none" stroke="#888"/>'
-        '<text x="350" y="372" text-anchor="middle">GiB of GPU memory</text>'
-        '<text x="12" y="20">seconds a step, FLUX.1-dev with a character, 1024×1024, one H100</text>'
-        f"{''.join(ticks)}{''.join(marks)}</svg>\n"
+        f"{result['predicted']:8.2f} {off:+6.1%}  {result['reserved']:6.2f}  {result['streamed']:4d}      {checks}"
     )
 
 

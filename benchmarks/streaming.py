@@ -1,10 +1,10 @@
 """Streaming FLUX's blocks: ours beside diffusers' group offloading. Real sizes, random weights, one CUDA device.
 
-    python benchmarks/streaming.py            # about a minute on an H100
-    python benchmarks/streaming.py --tiny     # the same code at a tiny size on the CPU: shows that it runs
+    python -m benchmarks.streaming            # about a minute on an H100
+    python -m benchmarks.streaming --tiny     # the same code at a tiny size on the CPU: shows that it runs
 
 The same blocks of the same FLUX, from the same pinned memory, one step of 1024×1024 with a character. diffusers streams
-all of a model's blocks or none: here its hooks are put on some, and linked by hand in the order in which they run.
+all of a model's blocks or none: here only some blocks get its hooks, linked by hand in the order in which they run.
 """
 
 from __future__ import annotations
@@ -14,28 +14,33 @@ import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from adapter import Device, print_versions, random_adapter, random_flux, step_inputs, tokens_at, with_subject
-from diffusers.hooks import apply_group_offloading
+from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import nn
 
+from benchmarks.common import (
+    GIB,
+    Device,
+    print_versions,
+    random_adapter,
+    random_flux,
+    require_cuda,
+    step_inputs,
+    tokens_at,
+    with_subject,
+)
 from instantcharacter.flux.attn_processor import attach
 from instantcharacter.offload.planning import spread
 from instantcharacter.offload.sizes import blocks_of, module_bytes
 from instantcharacter.offload.streaming import OffloadedModule
-
-GIB = 2**30
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny size, on the CPU")
     options = parser.parse_args()
+    require_cuda("streaming", options.tiny)
     device = Device(options.tiny)
     print_versions(device)
     torch.manual_seed(0)
@@ -61,14 +66,14 @@ def main() -> None:
 
 def measure(device: Device, transformer: nn.Module, streamed: Sequence[nn.Module], step: Callable) -> None:
     where = torch.device(device.name)
-    visitor = OffloadedModule(transformer, streamed, where, resident=True, pinned=True, on_out_of_memory=sys.exit)
+    offloaded = OffloadedModule(transformer, streamed, where, resident=True, pinned=True, on_out_of_memory=sys.exit)
     print(f"  ours: {milliseconds(device, step):.1f} ms")
-    visitor.remove()  # the weights stay pinned in host memory, where diffusers takes them from
+    offloaded.remove()  # the weights stay in pinned host memory, and diffusers streams them from there
     for settings in ({"record_stream": False}, {"record_stream": True}):
         group_offload(device, streamed, settings)
         print(f"  diffusers, {settings}: {milliseconds(device, step):.1f} ms")
         for block in streamed:
-            block._diffusers_hook.remove_hook("group_offloading", recurse=True)
+            HookRegistry.check_if_exists_or_initialize(block).remove_hook("group_offloading", recurse=True)
     for block in streamed:
         block.to(where)
 
@@ -78,7 +83,8 @@ def group_offload(device: Device, blocks: Sequence[nn.Module], settings: dict[st
     shell.blocks = nn.ModuleList(blocks)
     streams = {} if device.tiny else {"use_stream": True, **settings}
     apply_group_offloading(shell, torch.device(device.name), num_blocks_per_group=1, **streams)
-    hooks = [block._diffusers_hook.get_hook("group_offloading") for block in blocks]
+    registries = [HookRegistry.check_if_exists_or_initialize(block) for block in blocks]
+    hooks = [registry.get_hook("group_offloading") for registry in registries]
     for hook, following in itertools.pairwise(hooks if streams else []):
         hook.next_group = following.group
         following.group.onload_self = False

@@ -23,7 +23,7 @@ from instantcharacter.model.adapter import AdapterConfig
 
 PAD, END, START = "<pad>", "</s>", "<s>"
 GAPS = [f"<gap_{i}>" for i in range(8)]
-"""Stand for what is left out of a text when T5 learns."""
+"""Placeholders of words that T5 learns to fill in."""
 VOCABULARY = 512
 LATENT_CHANNELS = 8
 """FLUX.1 has 16; small models learn fewer sooner (arXiv 2403.03206, section 5.2.1)."""
@@ -144,7 +144,7 @@ def new_dinov2() -> Dinov2Model:
 
 
 def train_tokenizers(texts: Iterable[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """CLIP's and T5's, of one byte-level vocabulary: any text can be said in it."""
+    """CLIP's and T5's, with one byte-level vocabulary, which covers any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

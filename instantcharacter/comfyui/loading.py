@@ -41,7 +41,7 @@ def load_flux_pipeline(
 
 def load_encoder(siglip: Path, dinov2: Path) -> Any:
     """Load the encoders from their files or folders: a CHARACTER_ENCODER, which is a ``ModelPatcher``."""
-    from .. import CharacterEncoder
+    from ..character.encoders import CharacterEncoder
     from .hosting import to_patcher, weight_dtype
 
     return to_patcher(CharacterEncoder.from_pretrained(siglip, dinov2, dtype=weight_dtype()))
@@ -49,7 +49,7 @@ def load_encoder(siglip: Path, dinov2: Path) -> Any:
 
 def load_adapter(path: Path) -> HostedAdapter:
     """Load the adapter from its file: a CHARACTER_ADAPTER."""
-    from .. import CharacterAdapter
+    from ..model.adapter import CharacterAdapter
     from .hosting import HostedAdapter, weight_dtype
 
     return HostedAdapter(CharacterAdapter.from_file(path, dtype=weight_dtype()))

@@ -1,15 +1,12 @@
-"""What a training is told, in a YAML file."""
+"""The settings of a training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any, Literal
 
 from ..files.catalog import DINOV2, FLUX, SIGLIP
 from ..model.adapter import AdapterConfig
@@ -17,14 +14,14 @@ from ..model.adapter import AdapterConfig
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from.
+    """A source of samples.
 
     Attributes:
-        path: an image folder with a ``metadata.jsonl``, WebDataset shards (``….tar``, a pattern or an address), or a
-            dataset on the hub.
-        pairs: whether each sample has another picture of its character as the reference; the picture itself is, if not.
-        share: of the samples, against the other sources' shares; 0 leaves the source out.
-        stream: read a hub's dataset or shards in their order while they are fetched, not shuffled.
+        path: an image folder with a ``metadata.jsonl``, WebDataset shards (``….tar``, a pattern or a URL), or a dataset
+            on the hub.
+        pairs: each sample brings another picture of its character as the reference; otherwise the picture itself is.
+        share: weight of this source among the others; 0 leaves it out.
+        stream: read a hub dataset or shards in their own order while they download, not shuffled.
     """
 
     path: str
@@ -38,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture to draw while training goes on: of a reference, to a prompt."""
+    """A picture that a training generates of itself: the character of a reference file, and a prompt."""
 
     reference: str
     prompt: str
@@ -46,48 +43,47 @@ class Preview:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A training, one of the stages of arXiv 2504.12395; the files of all three are in ``stages/``.
+    """One training, such as a stage of arXiv 2504.12395; the files of its three stages are in ``stages/``.
 
     Attributes:
-        output: the folder for all that is written: the adapter, the state to go on from, TensorBoard's files.
-        data: where samples come from.
+        output: folder of the adapter, the state to resume from, and TensorBoard's files.
+        data: sources of samples.
         model: FLUX.1, a diffusers folder or hub id.
         siglip: a folder, hub id or ``.safetensors``.
-        dinov2: likewise.
-        adapter: an adapter file to begin with, such as the stage's before; a new one if not given.
-        sizes: of a new adapter, where they are not the released ones.
+        dinov2: a folder, hub id or ``.safetensors``.
+        adapter: an adapter file to begin from, such as the previous stage's; without it a new adapter.
+        sizes: sizes of a new adapter; the released ones by default.
         resolution: pixels of a picture's side, a multiple of 16.
-        steps: of the optimiser.
-        batch_size: samples on one device in one pass.
-        accumulate: passes to a step.
-        learning_rate: after the warm-up, constant.
+        steps: optimizer steps.
+        batch_size: samples of one device in one pass.
+        accumulate: passes per step.
+        learning_rate: constant after the warm-up.
         warmup: steps from 0 to the learning rate.
-        weight_decay: of AdamW.
-        clip: largest norm of a step's gradient; ``.inf`` for any.
-        optimizer: ``"adamw"``, or ``"adamw8bit"`` of bitsandbytes: a quarter of the memory for its state.
-        drop_character: fraction of samples whose reference is a white picture: it then has nothing to say, and what is
-            learned is to leave FLUX as it is.
-        drop_text: fraction of samples without a caption.
-        guidance: what FLUX is told; 1 is a picture as the data has it.
-        ema: decay of the moving average of the weights, which is then the adapter that is written; 0 for none.
-        precision: of the arithmetic and of FLUX; the adapter's own weights are float32 always.
-        checkpointing: compute activations again in the backward pass, in place of keeping them.
-        seed: of everything random, 0 to 2**64 - 1.
-        cache: a folder for what models make of samples, computed once; nothing is kept if not given. At the released
-            sizes and 512 pixels a sample's latents take 0.13 MB, its text 4 MB, its features 31 MB. Models with other
-            weights have another part of it, also at the same path.
-        cached: what of it is kept.
-        held_gib: memory for what was computed or read, so that a small dataset is read once.
-        held_in: whose memory that is.
-        cuda_graph: record the passes through FLUX and the adapter on the GPU and replay them: for models so small that
-            the host launches their kernels slower than they run. Not with checkpointing, several passes to a step, or
-            several processes.
+        weight_decay: AdamW's.
+        clip: largest norm of a step's gradient; ``.inf`` turns clipping off.
+        optimizer: ``"adamw"``, or bitsandbytes' ``"adamw8bit"`` with a quarter of the optimizer state's memory.
+        drop_character: fraction of samples whose reference is replaced by a white picture: the unconditional case.
+        drop_text: fraction of samples whose caption is replaced by the empty prompt.
+        guidance: FLUX's guidance input; 1 means pictures as the data has them.
+        ema: decay of the moving average of the weights, which then is the adapter that is written; 0 for none.
+        precision: dtype of the arithmetic and of FLUX; the adapter's own weights are always float32.
+        checkpointing: gradient checkpointing: recompute activations in the backward pass instead of storing them.
+        seed: seed of everything random, 0 to 2**64 - 1.
+        cache: folder for the outputs of the VAE, text and vision encoders, so that each is computed once; none without
+            it. At the released sizes and 512 pixels a sample's latents take 0.13 MB, its text 4 MB, its features 31 MB.
+            Other weights at the same path get another part of the cache.
+        cached: kinds of outputs that go into the cache.
+        held_gib: GiB of memory for outputs that were computed or read, so that a small dataset is read once.
+        held_in: host memory, or the device's.
+        cuda_graph: capture the passes through FLUX and the adapter as CUDA graphs and replay them, for models so small
+            that launching their kernels takes longer than running them. Excludes checkpointing, several passes per
+            step, and several processes.
         workers: threads that read and decode.
         log_every: steps between two entries in TensorBoard.
-        save_every: steps between two states to go on from; the end is one, too.
-        previews: pictures to draw.
-        preview_every: steps between two drawings of them.
-        preview_steps: denoising steps of a drawing.
+        save_every: steps between two states to resume from; the end writes one, too.
+        previews: pictures to generate for TensorBoard.
+        preview_every: steps between two times that previews are generated.
+        preview_steps: denoising steps of a preview.
     """
 
     output: Path
@@ -143,66 +139,11 @@ class TrainingConfig:
         if self.cuda_graph and self.checkpointing:
             raise ValueError("cuda_graph cannot record checkpointing: set one of them to false")
         if self.cuda_graph and self.accumulate > 1:
-            raise ValueError("cuda_graph writes each pass's gradients where the last one's are: set accumulate to 1")
-
-
-def read_config(path: str | Path) -> TrainingConfig:
-    """Read a training's YAML file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not YAML, a setting that is missing or not one, or a value of another kind.
-    """
-    try:
-        told = yaml.safe_load(Path(path).read_bytes())  # it knows UTF-8 and UTF-16 by their marks
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    return _made(TrainingConfig, told, str(path))
+            raise ValueError("cuda_graph overwrites the gradients of the pass before: set accumulate to 1")
 
 
 def _check(settings: Any, names: tuple[str, ...], fits: Callable[[float], bool], expected: str) -> None:
-    """Raise ``ValueError`` for the first of these settings that is not as expected; NaN fits no range."""
+    """Raise ``ValueError`` for the first of these settings outside its range; NaN is outside of every range."""
     for name in names:
         if not fits(getattr(settings, name)):
             raise ValueError(f"{name} is {getattr(settings, name)}; expected {expected}")
-
-
-def _made(kind: Any, told: Any, where: str) -> Any:
-    """A dataclass of what a file says."""
-    if not isinstance(told, Mapping):
-        raise ValueError(f"{where}: expected settings, found {told!r}")
-    hints = get_type_hints(kind)
-    if unknown := [name for name in told if name not in hints]:
-        raise ValueError(f"{where}: there is no setting {unknown[0]!r}; expected some of {', '.join(hints)}")
-    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    if missing := [name for name in needed if name not in told]:
-        raise ValueError(f"{where}: {missing[0]} is missing")
-    settings = {name: _as(hints[name], value, f"{where}: {name}") for name, value in told.items()}
-    try:
-        return kind(**settings)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _as(kind: Any, value: Any, where: str) -> Any:
-    """A value of the kind that its setting has."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return None if value is None else _as(inner[0], value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is {value!r}; expected a list")
-        return tuple(_as(inner[0], item, f"{where} {i}") for i, item in enumerate(value))
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{where} is {value!r}; expected {' or '.join(inner)}")
-        return value
-    if hasattr(kind, "__dataclass_fields__"):
-        return _made(kind, value, where)
-    simple = {int: (int,), float: (int, float, str), str: (str,), bool: (bool,), Path: (str,)}[kind]
-    if not isinstance(value, simple) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} is {value!r}; expected {kind.__name__}")
-    try:
-        return kind(value)  # YAML takes 1e-4 for a text
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{where} is {value!r}; expected {kind.__name__}") from error

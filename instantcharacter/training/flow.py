@@ -1,4 +1,4 @@
-"""What is trained: an adapter inside a FLUX that stays as it is."""
+"""The trained model: an adapter inside a frozen FLUX; and sampling with it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..model.conditioning import Subject
 
 
 class CharacterFlow(nn.Module):
-    """FLUX with an adapter's own attention in its blocks, and the adapter's projector.
+    """FLUX with an adapter's attention in its blocks, and the adapter's projector: one module for the optimizer.
 
     Args:
-        transformer: FLUX; frozen here.
-        adapter: to be trained; its weights become float32.
-        checkpointing: compute activations again in the backward pass.
+        transformer: FLUX; its weights are frozen here.
+        adapter: the trained part; its weights become float32.
+        checkpointing: recompute activations in the backward pass.
     """
 
     def __init__(self, transformer: FluxTransformer2DModel, adapter: CharacterAdapter, checkpointing: bool) -> None:
         super().__init__()
         attach(transformer.requires_grad_(False), adapter.float().requires_grad_(True), folded=False)
-        self.transformer = transformer.train()  # or FLUX would not checkpoint; nothing in it drops out
+        self.transformer = transformer.train()  # FLUX checkpoints only in training mode; it has no dropout
         self.projector = adapter.projector
         self._checkpointing = checkpointing
         if checkpointing:
@@ -41,20 +41,20 @@ class CharacterFlow(nn.Module):
         prompts: Tensor,
         pooled: Tensor,
         features: tuple[Tensor, Tensor, Tensor],
-        places: Tensor,
+        img_ids: Tensor,
         scale: float = 1.0,
     ) -> Tensor:
-        """The velocity, [B, S, C].
+        """Predict the velocity, [B, S, C].
 
         Args:
             noisy: [B, S, C], image tokens.
-            sigmas: [B], their noise level.
-            guidance: [B], what FLUX is told.
-            prompts: [B, T, W].
-            pooled: [B, V].
-            features: of the characters, see :class:`~instantcharacter.character.encoders.CharacterFeatures`.
-            places: [S, 3], where the tokens are.
-            scale: how strongly the characters are drawn; 1 where an adapter is trained.
+            sigmas: [B], their noise levels.
+            guidance: [B], FLUX's guidance input.
+            prompts: [B, T, W], T5's embeddings.
+            pooled: [B, V], CLIP's.
+            features: of one character per picture, see :class:`~instantcharacter.CharacterFeatures`.
+            img_ids: [S, 3], positions of the image tokens.
+            scale: strength of the characters; 1 in training.
         """
         tokens = self._tokens(features, 1000 * sigmas).to(noisy)
         return self.transformer(
@@ -64,7 +64,7 @@ class CharacterFlow(nn.Module):
             encoder_hidden_states=prompts,
             pooled_projections=pooled,
             txt_ids=torch.zeros(prompts.shape[1], 3, device=noisy.device),
-            img_ids=places,
+            img_ids=img_ids,
             joint_attention_kwargs={
                 "subjects": [Subject(tokens, torch.tensor(scale))],
                 "image_tokens": noisy.shape[1],
@@ -80,27 +80,30 @@ class CharacterFlow(nn.Module):
 
 
 @torch.no_grad()
-def draw(
+def sample(
     flow: Any,
     scheduler: FlowMatchEulerDiscreteScheduler,
     noise: Tensor,
-    *told: Any,
-    places: Tensor,
+    *conditioning: Any,
+    img_ids: Tensor,
     steps: int,
     guidance: float = 3.5,
     scale: float = 1.0,
 ) -> Tensor:
-    """Draw pictures as FLUX does, each of its own character: what a training shows of itself, and is measured by.
+    """Sample a batch of pictures, each with its own character, on the schedule of FLUX's pipeline.
+
+    Apart from the pipeline, which gives every picture of a batch the same characters, and which cannot run a flow that
+    FSDP has sharded.
 
     Args:
-        flow: a :class:`CharacterFlow`, also one that is in pieces or in several processes.
+        flow: a :class:`CharacterFlow`, or accelerate's wrapper of one.
         scheduler: FLUX's.
-        noise: [B, S, C] in float32, to begin with.
-        *told: prompts, pooled prompts and features, as :meth:`CharacterFlow.forward` takes them.
-        places: [S, 3], where the tokens are.
-        steps: of denoising.
-        guidance: what FLUX is told.
-        scale: how strongly the characters are drawn.
+        noise: [B, S, C] in float32.
+        *conditioning: prompts, pooled prompts and features, as :meth:`CharacterFlow.forward` takes them.
+        img_ids: [S, 3], positions of the image tokens.
+        steps: denoising steps.
+        guidance: FLUX's guidance input.
+        scale: strength of the characters.
 
     Returns:
         [B, S, C], image tokens.
@@ -110,13 +113,13 @@ def draw(
     tokens = noise
     for timestep in scheduler.timesteps:
         sigma = (timestep / 1000).expand(len(tokens))
-        velocity = flow(tokens, sigma, torch.full_like(sigma, guidance), *told, places, scale)
+        velocity = flow(tokens, sigma, torch.full_like(sigma, guidance), *conditioning, img_ids, scale)
         tokens = scheduler.step(velocity.float(), timestep, tokens, return_dict=False)[0]
     return tokens
 
 
-def new_adapter(adapter: CharacterAdapter) -> CharacterAdapter:
-    """Have an untrained adapter leave FLUX as it is: its values are zero, and the first thing that learns."""
+def zero_values(adapter: CharacterAdapter) -> CharacterAdapter:
+    """Zero a new adapter's value projections: it then leaves FLUX's output unchanged until they are trained."""
     for attention in adapter.attention:
         nn.init.zeros_(attention.get_parameter("to_v_ip.weight"))
         nn.init.zeros_(attention.get_parameter("to_v_ip.bias"))

@@ -1,7 +1,7 @@
-"""What is learned: the velocity from a picture's latents to noise, at timesteps drawn as FLUX needs them.
+"""The training objective: rectified flow (arXiv 2403.03206) with FLUX's shift of the noise levels.
 
-Rectified flow (arXiv 2403.03206): x_σ = (1 − σ)·latents + σ·noise, and the model is to say noise − latents. σ is the
-logistic function of a normal number, then shifted towards noise by the picture's size, as FLUX is when it draws.
+``x_σ = (1 − σ)·latents + σ·noise``, and the model predicts the velocity ``noise − latents``. σ is the sigmoid of a
+normal variable, shifted towards noise with the picture's size, as FLUX's own schedule is.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from ..flux.latents import img_ids, pack
 
-__all__ = ["add_noise", "draw_sigmas", "pack", "positions", "velocity_losses"]
+def sample_sigmas(count: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """Random noise levels between 0 and 1, [count], on the generator's device.
 
-
-def draw_sigmas(count: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """Noise levels between 0 and 1 for ``count`` pictures of so many image tokens, [count], on the generator's device.
+    Args:
+        count: the number of pictures.
+        tokens: image tokens of each picture, which decide the shift.
+        generator: source of the random numbers.
 
     Source: logit-normal with mean 0 and deviation 1 (arXiv 2403.03206, section 3.1), FLUX.1's shift (diffusers).
     """
@@ -25,20 +26,11 @@ def draw_sigmas(count: int, tokens: int, generator: torch.Generator) -> Tensor:
 
 
 def add_noise(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """x_σ of [B, …] latents, in their dtype."""
-    return torch.lerp(latents.float(), noise.float(), _beside(sigmas, latents)).to(latents.dtype)
+    """x_σ of [B, …] latents at noise levels [B], in the latents' dtype."""
+    weights = sigmas.float().view(-1, *[1] * (latents.ndim - 1))
+    return torch.lerp(latents.float(), noise.float(), weights).to(latents.dtype)
 
 
 def velocity_losses(predicted: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity for each picture, [B] in float32."""
+    """Mean squared error of each picture's predicted velocity, [B] in float32."""
     return (predicted.float() - (noise.float() - latents.float())).square().flatten(1).mean(dim=1)
-
-
-def positions(latents: Tensor) -> Tensor:
-    """Of :func:`pack`'s tokens, [H/2 · W/2, 3] in float32."""
-    height, width = latents.shape[-2:]
-    return img_ids(height // 2, width // 2, latents.device)
-
-
-def _beside(sigmas: Tensor, latents: Tensor) -> Tensor:
-    return sigmas.float().view(-1, *[1] * (latents.ndim - 1))

@@ -1,4 +1,4 @@
-"""Requests to stop a training: noted when they come, followed by all its processes after the same step."""
+"""Requests to stop a training: noted when a signal comes, followed by all processes after the same step."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from torch import distributed
 
 @contextmanager
 def stop_requests(processes: int) -> Iterator[Callable[[], bool]]:
-    """Within this block the first SIGINT and the first SIGTERM are noted; a second one does what it did before.
+    """Note the first SIGINT and the first SIGTERM inside this context; a second one has its former effect.
 
-    Yields a function for the end of each step: whether a request came to any of the processes. They have to call it
-    together and all get the same answer. It passes between the hosts' memories, so that no process waits for its GPU.
+    Yields a function for the end of each step: whether any of the processes got a signal. All processes have to call it
+    together and get the same answer. It communicates through host memory, so that no process waits for its GPU.
 
-    Python tells signals to the main thread alone: in another thread nothing is noted here, and the answer is the other
-    processes'.
+    Python delivers signals to the main thread only: in another thread the answer is that of the other processes.
 
     Args:
-        processes: how many train together.
+        processes: the number of processes that train together.
     """
     noted: list[int] = []
     handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}

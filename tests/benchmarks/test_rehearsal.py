@@ -1,4 +1,4 @@
-"""The rehearsal at its tiny size: every workflow through a real ComfyUI, and what its ending says."""
+"""The rehearsal at its tiny size: every workflow through a real ComfyUI, its table and its exit code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from support import server as comfyui
 
-from benchmarks import rehearsal_prompts as prompts
+from benchmarks.rehearsal import prompts
 
-SCRIPT = comfyui.PACK / "benchmarks/rehearsal.py"
 PARTS = {"all": prompts.WORKFLOWS, "changes": prompts.CHANGES, "lora": prompts.LORA, "folders": prompts.FOLDERS}
 PARTS |= {"gguf": prompts.GGUF} if comfyui.gguf_pack() else {}
 
@@ -26,8 +25,9 @@ def base(tmp_path_factory) -> Path:
 
 
 def rehearse(base: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, "--tiny", "--base", base, "--output", base / "logs", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "benchmarks.rehearsal", "--tiny", "--base", base, "--output", base / "logs"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, cwd=comfyui.PACK)
     print(run.stdout, run.stderr[-3000:])
     return run
 
@@ -47,7 +47,7 @@ def test_every_workflow_file_is_rehearsed():
 
 
 @pytest.mark.parametrize("tiny", [True, False])
-def test_a_change_takes_the_place_of_its_kind(tiny):
+def test_a_change_replaces_inputs_of_its_kind(tiny):
     plain, photograph = (
         prompts.Prompt("", "native", changes).build(tiny) for changes in (prompts.PLAIN, {"image": "a"})
     )
@@ -56,8 +56,9 @@ def test_a_change_takes_the_place_of_its_kind(tiny):
     assert photograph["17"]["inputs"]["steps"] == (2 if tiny else 28)
 
 
+@pytest.mark.slow
 @in_comfyui
-def test_every_workflow_draws(base):
+def test_every_workflow_generates(base):
     run = rehearse(base, *PARTS)
     assert run.returncode == 0
     cells = rows(run)
@@ -67,8 +68,9 @@ def test_every_workflow_draws(base):
     assert " 0 failed or not run" in run.stdout
 
 
+@pytest.mark.slow
 @in_comfyui
-def test_node_that_fails_is_told_and_the_rest_runs(base):
+def test_a_failed_node_is_reported_and_the_rest_runs(base):
     rehearse(base, "files")
     adapter = base / "models/ipadapter/instantcharacter_ip-adapter.bin"
     whole = adapter.read_bytes()
@@ -83,15 +85,17 @@ def test_node_that_fails_is_told_and_the_rest_runs(base):
     assert "GiB" in rows(run)["plain FLUX, next seed"]
 
 
+@pytest.mark.slow
 @in_comfyui
-def test_what_the_limit_leaves_is_told(base):
+def test_prompts_after_the_limit_are_reported(base):
     run = rehearse(base, "all", "--only", "toy", "--limit", "0")
     assert run.returncode == 1
     assert "tiny, toy: not run" in run.stdout
 
 
+@pytest.mark.slow
 @in_comfyui
-def test_part_that_is_none_is_refused(base):
+def test_an_unknown_part_is_refused(base):
     run = rehearse(base, "24GB")
     assert run.returncode == 2
     assert "24GB is no part" in run.stderr

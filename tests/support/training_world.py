@@ -1,4 +1,4 @@
-"""A small FLUX with all that belongs to it, untrained, and pictures of the toy world to learn from."""
+"""Tiny untrained models and pictures of the toy world: all that a training needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from instantcharacter import AdapterConfig
 from instantcharacter.training import Source, TrainingConfig
@@ -24,7 +26,7 @@ from toy.models import (
     new_vae,
     train_tokenizers,
 )
-from toy.world import draw_reference, random_look, random_shot
+from toy.world import draw_reference, random_shot, random_traits
 
 SIZES = AdapterConfig(
     feature_dim=96,
@@ -44,7 +46,7 @@ PICTURES = 6
 
 def save_models(folder: Path) -> None:
     torch.manual_seed(0)
-    texts = [random_shot(random.Random(i), random_look(random.Random(i), False)).caption() for i in range(50)]
+    texts = [random_shot(random.Random(i), random_traits(random.Random(i), False)).caption() for i in range(50)]
     clip_tokenizer, t5_tokenizer = train_tokenizers(texts)
     flux = FluxTransformer2DModel(
         in_channels=4 * LATENT_CHANNELS,
@@ -79,10 +81,10 @@ def save_pictures(folder: Path) -> None:
     rng = random.Random(0)
     lines = []
     for i in range(PICTURES):
-        look = random_look(rng, held_out=False)
-        shot = random_shot(rng, look)
+        traits = random_traits(rng, held_out=False)
+        shot = random_shot(rng, traits)
         shot.draw().save(folder / f"{i}.png")
-        draw_reference(look).save(folder / f"{i}_reference.png")
+        draw_reference(traits).save(folder / f"{i}_reference.png")
         lines.append({"file_name": f"{i}.png", "text": shot.caption(), "reference": f"{i}_reference.png"})
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
 
@@ -107,3 +109,30 @@ def config(models: Path, output: Path, **changes: Any) -> TrainingConfig:
         "save_every": 2,
     }
     return TrainingConfig(**{**settings, **changes})
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """An adapter file's tensors."""
+    return load_file(path)
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether all tensors are equal bit for bit."""
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def new_flux(config: TrainingConfig) -> FluxTransformer2DModel:
+    return FluxTransformer2DModel.from_pretrained(config.model, subfolder="transformer")
+
+
+def events(folder: Path) -> EventAccumulator:
+    """TensorBoard's entries of a training."""
+    accumulator = EventAccumulator(str(next(folder.rglob("events.*")).parent))
+    accumulator.Reload()
+    return accumulator
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    """The logged numbers by name."""
+    entries = events(folder)
+    return {tag: [event.value for event in entries.Scalars(tag)] for tag in entries.Tags()["scalars"]}

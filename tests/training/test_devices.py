@@ -1,4 +1,4 @@
-"""Training on a pretended GPU, see :mod:`pretended_cuda`: what is computed, cached and held, and where."""
+"""Training on a simulated GPU, see :mod:`support.pretended_cuda`: every tensor on the device that it should be on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def card() -> Iterator[PretendedCuda]:
     ],
     ids=str,
 )
-def test_a_training_begins_and_goes_on_on_the_device(models, card, tmp_path, changes):
+def test_a_training_runs_and_resumes_on_the_device(models, card, tmp_path, changes):
     preview = Preview(str(models / "pictures/0_reference.png"), "a round fox")
     settings = {"cache": tmp_path / "cache", "previews": (preview,), "preview_every": 2, "preview_steps": 2, **changes}
     config = training_world.config(models, tmp_path / "out", **settings)

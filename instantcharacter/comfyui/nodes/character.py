@@ -128,7 +128,7 @@ class SaveCharacter(io.ComfyNode):
 
     @classmethod
     def execute(cls, character: HostedCharacter, name: str, overwrite: bool) -> io.NodeOutput:
-        from ... import Character
+        from ...model.character import Character
 
         path = character_file(name)
         if path.is_file() and not overwrite and not Character.load(path).is_same(character.character):
@@ -165,7 +165,7 @@ class LoadCharacter(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str, adapter: HostedAdapter) -> io.NodeOutput:
-        from ... import Character
+        from ...model.character import Character
         from ..hosting import HostedCharacter
 
         character = Character.load(folder_paths.get_full_path_or_raise("characters", name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import comfy.model_detection
@@ -13,11 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.rehearsal.files import diffusers_folders, released, weights
 from instantcharacter.files.catalog import FILES
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-
-import released_files
 
 
 class Lists:
@@ -36,15 +32,15 @@ def no_weights():
         return {key: torch.empty(shape, dtype=dtype, device="meta") for key, shape in shapes().items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(released_files, "random_state", without)
-        patch.setattr(released_files, "birefnet", lambda path: None)
+        patch.setattr(weights, "random_state", without)
+        patch.setattr(released, "birefnet", lambda path: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, dict]:
     lists = Lists()
-    released_files.released_models(Path(), lists)
+    released.write_models(Path(), lists)
     return lists.files
 
 
@@ -72,7 +68,7 @@ def test_comfyui_knows_the_text_encoders(made):
 
 def test_diffusers_folders_hold_flux_and_link_to_the_rest(made, tmp_path):
     lists = Lists()
-    released_files.diffusers_folders(tmp_path, lists)
+    diffusers_folders.write_folders(tmp_path, lists)
     folder = tmp_path / "diffusers/FLUX.1-dev"
     assert gigabytes(lists.files[str(folder / "transformer")]) == pytest.approx(FILES["flux"].gigabytes, rel=0.02)
     links = [path.readlink().relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_symlink()]

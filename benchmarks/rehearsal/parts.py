@@ -1,0 +1,60 @@
+"""Parts of a rehearsal: which prompts run on which card."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+
+from .prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, WORKFLOWS, Prompt
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompts of one server.
+
+    Attributes:
+        name: as the command line has it.
+        prompts: in this order; no server starts without any.
+        files: kinds of files that it needs beside the released models, see ``benchmarks.rehearsal.files``.
+        gib: the card's memory; None is the whole card.
+        static: without dynamic VRAM.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...] = ()
+    files: tuple[str, ...] = ()
+    gib: int | None = None
+    static: bool = False
+
+
+PARTS = (
+    Part("files"),
+    Part("all", WORKFLOWS),
+    Part("changes", CHANGES),
+    Part("lora", LORA),
+    Part("compile", COMPILED),
+    Part("folders", FOLDERS, ("diffusers",)),
+    Part("gguf", GGUF, ("gguf",)),
+)
+USUAL = ("all", "changes", "lora", "folders")
+
+
+def part_named(name: str) -> Part:
+    stem = name.removesuffix("-static")
+    known = {part.name: part for part in PARTS}
+    if stem.isdecimal():
+        known[stem] = replace(known["all"], gib=int(stem))
+    if stem not in known:
+        raise argparse.ArgumentTypeError(f"{name} is no part; expected {', '.join(known)}, or GiB such as 24")
+    return replace(known[stem], name=name, static=stem != name)
+
+
+def tiny(parts: list[Part]) -> Part:
+    """All of them as one. BiRefNet has one size, which takes minutes on a CPU, so that it is left out."""
+    prompts = {prompt.name: prompt for part in parts for prompt in part.prompts}
+    small = tuple(prompt for prompt in prompts.values() if prompt.workflow != "background_removal")
+    return Part("tiny", small, tuple(file for part in parts for file in part.files))
+
+
+def only(part: Part, words: str) -> Part:
+    return replace(part, prompts=tuple(prompt for prompt in part.prompts if words in prompt.name))

@@ -1,0 +1,178 @@
+"""Accuracies of the toy adapter on held-out characters: ``python -m toy.evaluate.measure ASSETS``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+from torch import Tensor
+
+from instantcharacter import CharacterAdapter, CharacterEncoder, CharacterFeatures, InstantCharacterPipeline
+from instantcharacter.character.encoders import image_to_crops
+from instantcharacter.flux.latents import img_ids, unpack
+from instantcharacter.training.flow import CharacterFlow, sample
+from toy.data.pictures import to_floats
+from toy.device import DEVICE
+from toy.evaluate.judge import Judge, halves, retrieved
+from toy.models import LATENT_CHANNELS, T5_LENGTH
+from toy.world import ACTIONS, SCENES, SIDE, STYLES, Shot, draw_reference, random_shot, random_traits
+
+SCALES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+STEPS = 20
+BATCH = 125
+"""Pictures in one batch."""
+
+
+@dataclass
+class Toy:
+    """The toy models, on a device."""
+
+    pipeline: FluxPipeline
+    encoder: CharacterEncoder
+    judge: Judge
+
+    @classmethod
+    def load(cls, assets: Path) -> Toy:
+        pipeline = FluxPipeline.from_pretrained(str(assets / "flux"), torch_dtype=torch.float32).to(DEVICE)
+        encoder = CharacterEncoder.from_pretrained(assets / "siglip", assets / "dinov2", torch.float32, DEVICE)
+        return cls(pipeline, encoder, Judge.from_file(assets / "judge.safetensors").to(DEVICE))
+
+
+@dataclass
+class HeldOut:
+    """Held-out characters, and a picture to generate of each.
+
+    Attributes:
+        shots: the pictures as data.
+        features: of the references.
+        references: the judge's identities of the references, [N, D].
+        prompts: T5's, [N, T, W].
+        pooled: CLIP's, [N, V].
+    """
+
+    shots: list[Shot]
+    features: CharacterFeatures
+    references: Tensor
+    prompts: Tensor
+    pooled: Tensor
+
+
+@torch.no_grad()
+def random_held_out(toy: Toy, count: int, seed: int = 0) -> HeldOut:
+    """Random held-out characters, encoded."""
+    rng = random.Random(f"test {seed}")
+    shots = [random_shot(rng, random_traits(rng, held_out=True)) for _ in range(count)]
+    pictures = [draw_reference(shot.traits) for shot in shots]
+    encoded = [toy.encoder.encode_images(torch.stack([image_to_crops(p) for p in part])) for part in _parts(pictures)]
+    features = CharacterFeatures(*(torch.cat(rows) for rows in zip(*encoded)))
+    prompts, pooled, _ = toy.pipeline.encode_prompt(
+        [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH
+    )
+    return HeldOut(shots, features, toy.judge(_tensors(pictures))[0], prompts, pooled)
+
+
+@torch.no_grad()
+def generate(toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: int = STEPS) -> Tensor:
+    """The generated pictures, [N, 3, 256, 256] from -1 to 1."""
+    side, vae = SIDE // 16, toy.pipeline.vae
+    positions = img_ids(side, side, DEVICE)
+    pictures = []
+    for part in _parts(range(len(test.shots))):
+        generator = torch.Generator(DEVICE).manual_seed(part[0])
+        noise = torch.randn(len(part), len(positions), 4 * LATENT_CHANNELS, generator=generator, device=DEVICE)
+        rows = slice(part[0], part[-1] + 1)
+        conditioning = test.prompts[rows], test.pooled[rows], tuple(tensor[rows] for tensor in test.features)
+        tokens = sample(flow, toy.pipeline.scheduler, noise, *conditioning, img_ids=positions, steps=steps, scale=scale)
+        latents = unpack(tokens, side, side) / vae.config.scaling_factor
+        pictures.append(vae.decode(latents + vae.config.shift_factor).sample.clamp(-1, 1))
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def accuracies(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, float]:
+    """Fractions of pictures with the right character of 16, the right action, scene and style."""
+    answers = [toy.judge(part) for part in pictures.split(BATCH)]
+    identity, *scores = (torch.cat(part) for part in zip(*answers))
+    figures = {"identity": retrieved(identity, test.references).float().mean().item()}
+    for name, names, score in zip(("action", "scene", "style"), (ACTIONS, SCENES, STYLES), scores):
+        right = torch.tensor([[*names].index(getattr(shot, name)) for shot in test.shots])
+        figures[name] = (score.argmax(dim=1).cpu() == right).float().mean().item()
+    return figures
+
+
+@torch.no_grad()
+def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 0.9) -> dict[str, float]:
+    """Two characters in two masks: fractions of halves with their own character, and with the other half's."""
+    rng = random.Random("two")
+    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_character_adapter(adapter)
+    pipeline.set_character_encoder(toy.encoder)
+    left = Image.fromarray(np.repeat([[255] * 128 + [0] * 128], SIDE, axis=0).astype(np.uint8))
+    masks = [left, left.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    characters = [random_traits(rng, held_out=True) for _ in range(count + 1)]
+    generated = []
+    for seed, (traits, companion) in enumerate(pairwise(characters)):
+        shot = replace(random_shot(rng, traits), companion=companion)
+        generated += pipeline(
+            shot.caption(),
+            subject_image=[draw_reference(traits), draw_reference(companion)],
+            subject_mask=masks,
+            subject_scale=scale,
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=STEPS,
+            max_sequence_length=T5_LENGTH,
+            generator=torch.Generator(DEVICE).manual_seed(seed),
+        ).images
+    references = _identities(toy, [draw_reference(traits) for traits in characters])
+    sides = [toy.judge(half)[0] for half in halves(_tensors(generated))]
+    own = [retrieved(side, references[i:][:count]).float().mean().item() for i, side in enumerate(sides)]
+    other = [retrieved(side, references[1 - i :][:count]).float().mean().item() for i, side in enumerate(sides)]
+    return {"left": own[0], "right": own[1], "left has the right's": other[0], "right has the left's": other[1]}
+
+
+def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Names and figures of the table's rows."""
+    toy = Toy.load(assets)
+    test = random_held_out(toy, count)
+    yield "drawn by code", accuracies(toy, test, _tensors([shot.draw() for shot in test.shots]))
+    transformer = toy.pipeline.transformer
+    flow = CharacterFlow(transformer, CharacterAdapter.from_file(adapter).to(DEVICE), checkpointing=False).eval()
+    for scale in SCALES:
+        yield f"scale {scale}", accuracies(toy, test, generate(toy, flow, test, scale))
+    yield "two characters", measure_two(toy, CharacterAdapter.from_file(adapter).to(DEVICE), two)
+
+
+def _identities(toy: Toy, pictures: list[Image.Image]) -> Tensor:
+    return toy.judge(_tensors(pictures))[0]
+
+
+def _tensors(pictures: list[Image.Image]) -> Tensor:
+    """Pictures for the judge, [N, 3, 256, 256] from -1 to 1."""
+    return to_floats(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).to(DEVICE))
+
+
+def _parts(rows):
+    return [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path)
+    parser.add_argument("--adapter", type=Path, help="ASSETS/adapter.safetensors if not given")
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--two", type=int, default=64)
+    options = parser.parse_args()
+    adapter = options.adapter or options.assets / "adapter.safetensors"
+    for name, figures in measure(options.assets, adapter, options.pictures, options.two):
+        print(json.dumps({"": name, **{key: round(value, 3) for key, value in figures.items()}}), flush=True)

@@ -88,7 +88,7 @@ class Checkpoint:
             return Progress()
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         for key in ("weights", "optimizer"):
-            state[key] = _with_names_of_today(state[key])
+            state[key] = _with_current_names(state[key])
         shapes = {name: parameter.shape for name, parameter in flow.named_parameters() if name in self._names}
         if {name: weight.shape for name, weight in state["weights"].items()} != shapes:
             raise ValueError(f"{path} is of an adapter of other sizes: remove it, or name another output")
@@ -111,12 +111,12 @@ class Checkpoint:
         adapter.save(self.adapter)
 
 
-def _with_names_of_today(state: Any) -> Any:
-    """A state whose weights' names, as keys or in lists, are today's: up to 0.1.0 the attention lay one level deeper."""
+def _with_current_names(state: Any) -> Any:
+    """A state with the current names of weights; up to version 0.1.0 the attention lay one level deeper."""
     if isinstance(state, dict):
-        return {_with_names_of_today(key): _with_names_of_today(value) for key, value in state.items()}
+        return {_with_current_names(key): _with_current_names(value) for key, value in state.items()}
     if isinstance(state, list):
-        return [_with_names_of_today(item) for item in state]
+        return [_with_current_names(item) for item in state]
     return state.replace(".attention.attention.", ".attention.") if isinstance(state, str) else state
 
 

@@ -83,15 +83,25 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
     assert equal(weights(whole), weights(parts))
 
 
-def test_a_state_of_version_0_1_without_initial_learning_rates_is_resumed(config, tmp_path):
+def test_a_state_of_version_0_1_is_resumed(config, tmp_path):
+    """It has no initial learning rates, and names the attention one level deeper."""
     config = replace(config, warmup=3)
     whole = train(replace(config, output=tmp_path / "whole"))
     train(replace(config, output=tmp_path / "parts", steps=2))
     state = torch.load(tmp_path / "parts/state.pt")
-    for group in state["optimizer"]["param_groups"]:
+    moments = state["optimizer"]
+    for group in moments["param_groups"]:
         del group["initial_lr"]
+        group["params"] = [deeper(name) for name in group["params"]]
+    moments["state"] = {deeper(name): value for name, value in moments["state"].items()}
+    state["weights"] = {deeper(name): weight for name, weight in state["weights"].items()}
+    assert any("attention.attention" in name for name in state["weights"])
     torch.save(state, tmp_path / "parts/state.pt")
     assert equal(weights(whole), weights(train(replace(config, output=tmp_path / "parts"))))
+
+
+def deeper(name: str) -> str:
+    return name.replace(".processor.attention.", ".processor.attention.attention.")
 
 
 def test_an_interrupted_training_saves_after_its_step_and_resumes(config, tmp_path):

@@ -18,20 +18,20 @@ Box = tuple[float, float, float, float]
 
 def draw_character() -> Image.Image:
     """A fox with a striped scarf and a pilot's goggles, on a transparent background, RGBA 640×832."""
-    return _drawn(_tail, _body, _scarf, _head, _goggles)
+    return _painted(_tail, _body, _scarf, _head, _goggles)
 
 
 def draw_owl() -> Image.Image:
     """An owl with a bow tie, as the fox."""
-    return _drawn(_owl_body, _owl_face, _bow_tie)
+    return _painted(_owl_body, _owl_face, _bow_tie)
 
 
 def draw_icon() -> Image.Image:
     """The fox's head, 400×400."""
-    return _drawn(_head, _goggles).crop((80, 20, 560, 500)).resize((400, 400), Image.Resampling.LANCZOS)
+    return _painted(_head, _goggles).crop((80, 20, 560, 500)).resize((400, 400), Image.Resampling.LANCZOS)
 
 
-def _drawn(*parts: Callable[[_Pen], None]) -> Image.Image:
+def _painted(*parts: Callable[[_Pen], None]) -> Image.Image:
     image = Image.new("RGBA", (SIZE[0] * FINE, SIZE[1] * FINE))
     pen = _Pen(ImageDraw.Draw(image))
     for part in parts:

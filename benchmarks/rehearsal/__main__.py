@@ -40,7 +40,7 @@ from support import server as comfyui
 from support.server import Failed, Server
 
 from .card import GpuMemory, card
-from .parts import USUAL, Part, only, part_named, tiny
+from .parts import USUAL, RehearsalPart, only, part_named, tiny
 from .prompts import Prompt
 from .results import Result, line, report
 from .running import SECONDS, Lost, brief, load_image, run
@@ -82,7 +82,7 @@ def main() -> None:
     sys.exit(any(result.failure for result in results))
 
 
-def make_files(base: Path, parts: list[Part], tiny: bool) -> None:
+def make_files(base: Path, parts: list[RehearsalPart], tiny: bool) -> None:
     """Make the files that these parts need, with ComfyUI's Python."""
     found = comfyui.find_comfyui()
     kinds = ["models", *dict.fromkeys(file for part in parts for file in part.files)]
@@ -92,7 +92,7 @@ def make_files(base: Path, parts: list[Part], tiny: bool) -> None:
         sys.exit("the files could not be made; see above")
 
 
-def rehearse(part: Part, base: Path, options: argparse.Namespace, until: float) -> Iterator[Result]:
+def rehearse(part: RehearsalPart, base: Path, options: argparse.Namespace, until: float) -> Iterator[Result]:
     """The results of a part's prompts; after a lost server another one takes the rest."""
     waiting = list(part.prompts)
     why = "not run: the limit came"
@@ -107,7 +107,7 @@ def rehearse(part: Part, base: Path, options: argparse.Namespace, until: float) 
 
 
 @contextmanager
-def serving(part: Part, base: Path, options: argparse.Namespace) -> Iterator[Server]:
+def serving(part: RehearsalPart, base: Path, options: argparse.Namespace) -> Iterator[Server]:
     """A ComfyUI server for this part, without its frontend, whose log goes into the output folder."""
     page = base / "page/index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def serving(part: Part, base: Path, options: argparse.Namespace) -> Iterator[Ser
 
 
 def run_prompts(
-    part: Part, waiting: list[Prompt], server: Server, gpu: GpuMemory, tiny: bool, until: float
+    part: RehearsalPart, waiting: list[Prompt], server: Server, gpu: GpuMemory, tiny: bool, until: float
 ) -> Iterator[Result]:
     """Run the prompts in ``waiting`` and remove them from it, until the server is lost or the time is over."""
     loader = load_image(server)

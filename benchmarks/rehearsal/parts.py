@@ -9,7 +9,7 @@ from .prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, WORKFLOWS, Prompt
 
 
 @dataclass(frozen=True)
-class Part:
+class RehearsalPart:
     """The prompts of one server.
 
     Attributes:
@@ -28,18 +28,18 @@ class Part:
 
 
 PARTS = (
-    Part("files"),
-    Part("all", WORKFLOWS),
-    Part("changes", CHANGES),
-    Part("lora", LORA),
-    Part("compile", COMPILED),
-    Part("folders", FOLDERS, ("diffusers",)),
-    Part("gguf", GGUF, ("gguf",)),
+    RehearsalPart("files"),
+    RehearsalPart("all", WORKFLOWS),
+    RehearsalPart("changes", CHANGES),
+    RehearsalPart("lora", LORA),
+    RehearsalPart("compile", COMPILED),
+    RehearsalPart("folders", FOLDERS, ("diffusers",)),
+    RehearsalPart("gguf", GGUF, ("gguf",)),
 )
 USUAL = ("all", "changes", "lora", "folders")
 
 
-def part_named(name: str) -> Part:
+def part_named(name: str) -> RehearsalPart:
     stem = name.removesuffix("-static")
     known = {part.name: part for part in PARTS}
     if stem.isdecimal():
@@ -49,12 +49,12 @@ def part_named(name: str) -> Part:
     return replace(known[stem], name=name, static=stem != name)
 
 
-def tiny(parts: list[Part]) -> Part:
+def tiny(parts: list[RehearsalPart]) -> RehearsalPart:
     """All of them as one. BiRefNet has one size, which takes minutes on a CPU, so that it is left out."""
     prompts = {prompt.name: prompt for part in parts for prompt in part.prompts}
     small = tuple(prompt for prompt in prompts.values() if prompt.workflow != "background_removal")
-    return Part("tiny", small, tuple(file for part in parts for file in part.files))
+    return RehearsalPart("tiny", small, tuple(file for part in parts for file in part.files))
 
 
-def only(part: Part, words: str) -> Part:
+def only(part: RehearsalPart, words: str) -> RehearsalPart:
     return replace(part, prompts=tuple(prompt for prompt in part.prompts if words in prompt.name))

@@ -225,7 +225,7 @@ def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransfor
     state = own_part(whole)
     if len(state) < len(whole):
         logger.info("%s is a whole checkpoint; of it FLUX alone is read, not its text encoders and VAE", path.name)
-    config = _flux_config(state, path)
+    config = flux_config(state, path)
     if fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
         settings["torch_dtype"] = FP8
     state = to_diffusers(state, config["attention_head_dim"] * config["num_attention_heads"])
@@ -265,7 +265,7 @@ def _from_state(model: Any, state: Mapping[str, Any], config: dict, path: Path, 
             ) from error
 
 
-def _flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """FLUX's config, from the shapes of its weights in the released layout, ComfyUI's or diffusers'."""
     shapes = {key: list(getattr(tensor, "quant_shape", tensor.shape)) for key, tensor in state.items()}
     _check_variant(shapes, path)

@@ -69,7 +69,7 @@ def test_wrong_masks_are_refused(gradient):
 
 @pytest.fixture
 def photo() -> Image.Image:
-    """A red character, left of the middle and of two reds, before a ground of many colours."""
+    """A red character, left of the middle and of two reds, before a background of many colours."""
     y, x = np.mgrid[:60, :80]
     image = Image.fromarray(np.stack([x, y * 4, (x * y) % 255], axis=-1).astype(np.uint8))
     image.paste((200, 0, 0), (16, 20, 40, 40))
@@ -93,26 +93,26 @@ def reds(picture: Image.Image) -> float:
 @pytest.mark.parametrize("keep", ["auto", "white"])
 @pytest.mark.parametrize("size", [(80, 60), (40, 30), (160, 200)])
 def test_mask_painted_over_the_character_keeps_it(photo, keep, size):
-    square, kept = prepare_reference(photo, painted(size), margin=0, keep=keep)
+    square, sentence = prepare_reference(photo, painted(size), margin=0, keep=keep)
     assert reds(square) > 0.5
-    assert kept.startswith("kept what is white in the mask")
+    assert sentence.startswith("kept what is white in the mask")
 
 
 def test_inverted_mask_of_a_painted_character_keeps_it(photo):
     """Load Image, Invert Mask, Prepare: the wiring of the first workflows."""
-    square, kept = prepare_reference(photo, ImageOps.invert(painted()), margin=0, keep="auto")
+    square, sentence = prepare_reference(photo, ImageOps.invert(painted()), margin=0, keep="auto")
     assert reds(square) > 0.5
-    assert kept.startswith("kept what is black in the mask")
+    assert sentence.startswith("kept what is black in the mask")
     assert reds(prepare_reference(photo, ImageOps.invert(painted()), keep="white")[0]) == 0
 
 
-@pytest.mark.parametrize("ground", [BLACK, WHITE])
-def test_transparent_part_is_not_the_character(photo, ground):
+@pytest.mark.parametrize("background", [BLACK, WHITE])
+def test_transparent_part_is_not_the_character(photo, background):
     """As Load Image gives a transparent picture: its mask is white where nothing is."""
-    picture = Image.composite(photo, Image.new("RGB", photo.size, ground), painted())
-    square, kept = prepare_reference(picture, ImageOps.invert(painted()), margin=0, keep="auto")
+    picture = Image.composite(photo, Image.new("RGB", photo.size, background), painted())
+    square, sentence = prepare_reference(picture, ImageOps.invert(painted()), margin=0, keep="auto")
     assert reds(square) > 0.5
-    assert kept.startswith("kept what is black in the mask")
+    assert sentence.startswith("kept what is black in the mask")
 
 
 def test_portrait_that_fills_a_transparent_picture_is_kept(photo):
@@ -121,25 +121,25 @@ def test_portrait_that_fills_a_transparent_picture_is_kept(photo):
     transparent.paste(255, (0, 0, 12, 12))
     transparent.paste(255, (68, 0, 80, 12))
     picture = Image.composite(Image.new("RGB", photo.size, BLACK), photo, transparent)
-    _, kept = prepare_reference(picture, transparent, keep="auto")
-    assert kept == "kept what is black in the mask, 94% of the picture"
+    _, sentence = prepare_reference(picture, transparent, keep="auto")
+    assert sentence == "kept what is black in the mask, 94% of the picture"
 
 
 def test_character_that_fills_the_picture_is_kept(photo):
-    """A background removal node's mask of a close-up: white nearly everywhere, ground in a corner."""
+    """A background removal node's mask of a close-up: white nearly everywhere, background in a corner."""
     mask = Image.new("L", photo.size, 255)
     mask.paste(0, (50, 0, 80, 20))
-    _, kept = prepare_reference(photo, mask, keep="auto")
-    assert kept == "kept what is white in the mask, 88% of the picture"
+    _, sentence = prepare_reference(photo, mask, keep="auto")
+    assert sentence == "kept what is white in the mask, 88% of the picture"
 
 
 @pytest.mark.parametrize("mask", [0, 255])
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
 def test_mask_that_masks_nothing_is_no_mask(photo, mask, fit):
     """Load Image's mask for a picture without alpha is 64×64 zeros."""
-    square, kept = prepare_reference(photo, Image.new("L", (64, 64), mask), fit=fit, keep="auto")
+    square, sentence = prepare_reference(photo, Image.new("L", (64, 64), mask), fit=fit, keep="auto")
     assert same(square, to_square(photo, fit))
-    assert kept == "kept the whole picture: nothing of it is masked"
+    assert sentence == "kept the whole picture: nothing of it is masked"
 
 
 def test_empty_side_that_was_named_is_refused(photo):

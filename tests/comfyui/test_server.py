@@ -162,8 +162,8 @@ def test_background_removal_workflow_runs(server):
 
 
 def test_saved_character_generates_the_same_picture(server):
-    kept = server.run(workflow("save_character", InstantCharacterSaveCharacter__name="friends/fox"))
-    thumbnail = Image.open(io.BytesIO(server.picture(kept["8"]["images"][0])))
+    outputs = server.run(workflow("save_character", InstantCharacterSaveCharacter__name="friends/fox"))
+    thumbnail = Image.open(io.BytesIO(server.picture(outputs["8"]["images"][0])))
     assert thumbnail.size == (256, 256)
     assert (server.folder / "models/characters/friends/fox.safetensors").is_file()
     again = workflow("load_character", InstantCharacterLoadCharacter__name="friends/fox.safetensors")
@@ -216,10 +216,10 @@ def up_to_prepare(name: str) -> dict:
 def test_pictures_without_a_mask_are_kept_whole(server, photo, kind):
     """Load Image gives a picture without alpha a mask of 64×64 zeros."""
     mode = kind.split(".")[0] if "." in kind else "RGB"
-    picture, kept = prepared(server, save_input(server, f"whole.{kind}", photo.convert(mode)))
+    picture, sentence = prepared(server, save_input(server, f"whole.{kind}", photo.convert(mode)))
     assert picture.size == (320, 320)
     assert picture.getpixel((160, 10)) == (255, 255, 255)
-    assert kept == "kept the whole picture: nothing of it is masked"
+    assert sentence == "kept the whole picture: nothing of it is masked"
 
 
 @pytest.mark.parametrize("beneath", ["the picture", "black"])
@@ -229,8 +229,8 @@ def test_transparent_picture_is_cut_out(server, photo, beneath):
     alpha.paste(255, (60, 60, 130, 180))
     picture = photo.copy() if beneath == "the picture" else Image.composite(photo, Image.new("RGB", photo.size), alpha)
     picture.putalpha(alpha)
-    square, kept = prepared(server, save_input(server, f"cut {beneath}.png", picture))
-    assert kept == "kept what is black in the mask, 13% of the picture"
+    square, sentence = prepared(server, save_input(server, f"cut {beneath}.png", picture))
+    assert sentence == "kept what is black in the mask, 13% of the picture"
     assert square.size == (132, 132)
 
 
@@ -240,8 +240,8 @@ def test_character_that_is_painted_over_in_the_mask_editor_is_kept(server, photo
     alpha.paste(0, (50, 50, 140, 190))
     picture = photo.copy()
     picture.putalpha(alpha)
-    square, kept = prepared(server, save_input(server, "clipspace-painted.png", picture))
-    assert kept == "kept what is white in the mask, 20% of the picture"
+    square, sentence = prepared(server, save_input(server, "clipspace-painted.png", picture))
+    assert sentence == "kept what is white in the mask, 20% of the picture"
     assert square.getpixel((square.width // 2, square.height // 2)) == (200, 30, 30)
 
 
@@ -460,7 +460,7 @@ def test_removed_file_is_refused_with_the_list(server):
 
 
 def test_download_offline_says_what_to_do(server):
-    prompt = workflow("self_contained", InstantCharacterFluxLoader__lora_strength=0.123)  # not a kept result
+    prompt = workflow("self_contained", InstantCharacterFluxLoader__lora_strength=0.123)  # not a cached result
     with moved_away(server, "unet", "diffusers"):
         history = server.wait(server.queue(prompt))
     assert "go online, unset HF_HUB_OFFLINE" in error(history)["exception_message"]
@@ -553,8 +553,8 @@ def test_typed_token_gives_a_warning_and_is_not_logged(server):
     log = server.log.read_text()
     assert "a Hugging Face token is typed into a node" in log
     assert "hf_do_not_keep_me" not in log
-    kept = [path for path in (server.folder / "models").rglob("*") if path.is_file() and path.stat().st_size < 1e6]
-    assert not [path for path in kept if b"hf_do_not_keep_me" in path.read_bytes()]
+    small = [path for path in (server.folder / "models").rglob("*") if path.is_file() and path.stat().st_size < 1e6]
+    assert not [path for path in small if b"hf_do_not_keep_me" in path.read_bytes()]
 
 
 # Long runs

@@ -113,12 +113,12 @@ def test_cut_connection_is_resumed_where_it_was_cut(hub, tmp_path):
 
 
 @pytest.mark.skipif(not TELLS_PROGRESS, reason="huggingface_hub before 1.2 cannot tell how far a download is")
-def test_progress_is_told_and_ends_at_the_size(hub, tmp_path):
-    told = []
-    fetch(ADAPTER, tmp_path, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (len(CONTENT), len(CONTENT))
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert len(told) > 3
+def test_progress_is_reported_and_ends_at_the_size(hub, tmp_path):
+    reports = []
+    fetch(ADAPTER, tmp_path, progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (len(CONTENT), len(CONTENT))
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+    assert len(reports) > 3
 
 
 @pytest.mark.skipif(not TELLS_PROGRESS, reason="huggingface_hub before 1.2 cannot be cancelled by its progress")

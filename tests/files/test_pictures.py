@@ -125,8 +125,8 @@ def test_missing_foreign_and_cut_off_files_are_refused(gradient, tmp_path):
         open_picture(tmp_path / "text.png")
     gradient.resize((300, 300)).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
-    for kept in (20, len(whole) // 2):
-        (tmp_path / "cut.png").write_bytes(whole[:kept])
+    for length in (20, len(whole) // 2):
+        (tmp_path / "cut.png").write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cut.png is not a"):
             open_picture(tmp_path / "cut.png")
 

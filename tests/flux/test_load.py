@@ -19,7 +19,7 @@ from instantcharacter.cli.main import main
 from instantcharacter.files import catalog as models
 from instantcharacter.flux import variants as flux_variants
 from instantcharacter.flux.layout import PREFIX, own_part
-from instantcharacter.flux.load import FluxFiles, _flux_config, load_flux
+from instantcharacter.flux.load import FluxFiles, flux_config, load_flux
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,7 +165,7 @@ def test_released_sizes_are_read_off_a_released_file(guided):
     weights |= {"guidance_in.in_layer.weight": (1,)} if guided else {}
     for prefix in ("", "model.diffusion_model."):
         state = {prefix + key: torch.empty(shape, device="meta") for key, shape in weights.items()}
-        config = _flux_config(own_part(state), Path("flux1.safetensors"))
+        config = flux_config(own_part(state), Path("flux1.safetensors"))
         assert config.pop("guidance_embeds") is guided
         assert {key: config[key] for key in config if not key.startswith("_")} == {
             "in_channels": 64,

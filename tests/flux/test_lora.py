@@ -433,8 +433,8 @@ def test_flux_in_fp8_generates_with_a_lora_that_is_not_rounded(files, lora_file,
     rounded.transformer.load_state_dict({key: w.float() for key, w in small.transformer.state_dict().items()})
     small.set_progress_bar_config(disable=True)
     assert error(generate_styled(small, path), generate_styled(rounded, path)) < 1e-5
-    kept = {p.dtype for key, p in small.transformer.named_parameters() if "lora_" in key}
-    assert kept == {torch.float32}
+    dtypes = {p.dtype for key, p in small.transformer.named_parameters() if "lora_" in key}
+    assert dtypes == {torch.float32}
     assert small.transformer.transformer_blocks[0].ff.net[2].weight.dtype == torch.float8_e4m3fn
 
 

@@ -30,8 +30,8 @@ def test_views_of_one_character_are_read_together(adapter):
 def test_thumbnail_is_kept_with_the_character(adapter, tmp_path):
     features = CharacterFeatures(*recorded.features(tokens=9))
     adapter.create_character(features, picture=recorded.PICTURE).save(tmp_path / "fox.safetensors")
-    kept = Character.load(tmp_path / "fox.safetensors").thumbnail
-    assert kept.tobytes() == thumbnail(recorded.PICTURE).tobytes()
+    loaded = Character.load(tmp_path / "fox.safetensors").thumbnail
+    assert loaded.tobytes() == thumbnail(recorded.PICTURE).tobytes()
     adapter.create_character(features).save(tmp_path / "unknown.safetensors")
     assert Character.load(tmp_path / "unknown.safetensors").thumbnail is None
 

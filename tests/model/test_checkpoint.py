@@ -87,10 +87,10 @@ def test_missing_file_is_named(tmp_path, suffix):
         CharacterAdapter.from_file(tmp_path / f"nothing{suffix}")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
-def test_cut_off_file_is_refused(path, kept):
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.999])
+def test_cut_off_file_is_refused(path, fraction):
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * kept)])
+    path.write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(ValueError, match=r"empty|cut off"):
         CharacterAdapter.from_file(path, CONFIG)
 

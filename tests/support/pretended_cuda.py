@@ -236,9 +236,9 @@ class PretendedCuda(TorchFunctionMode):
             self.host.learn(self.stream.now())
         written = {
             id(x)
-            for argument, given in itertools.chain(zip(func._schema.arguments, args))
+            for argument, value in itertools.chain(zip(func._schema.arguments, args))
             if argument.alias_info and argument.alias_info.is_write
-            for x in pytree.tree_leaves(given)
+            for x in pytree.tree_leaves(value)
         }
         if name == "copy_":
             self.transfer(args[0], args[1], bool(args[2] if len(args) > 2 else kwargs.get("non_blocking")))
@@ -257,18 +257,18 @@ class PretendedCuda(TorchFunctionMode):
 
     def common(self, func: Any, tensors: list[Any]) -> torch.device:
         """The device that an operation runs on."""
-        places = [(x, self.where(x)) for x in tensors]
-        devices = {device for _, device in places if device.type != "meta"}
+        locations = [(x, self.where(x)) for x in tensors]
+        devices = {device for _, device in locations if device.type != "meta"}
         if len(devices) < 2:
             return devices.pop() if devices else CPU
         name = func._schema.name.removeprefix("aten::")
-        strangers = [x for x, device in places if device == CPU]
+        strangers = [x for x, device in locations if device == CPU]
         if name in ACROSS:
-            return places[0][1]
+            return locations[0][1]
         element_wise = torch.Tag.pointwise in func.tags or name in ELEMENT_WISE
         if element_wise and all(x.ndim == 0 for x in strangers):
             return CUDA
-        if name in INDICES and places[0][1] == CUDA:
+        if name in INDICES and locations[0][1] == CUDA:
             return CUDA
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but got tensors on {sorted(map(str, devices))} "
@@ -469,8 +469,8 @@ class _Runtime:
 
 def _patches(card: PretendedCuda) -> list[tuple[Any, str, Any]]:
     @contextlib.contextmanager
-    def stream(given: Stream | None) -> Any:
-        before, card.stream = card.stream, given or card.stream
+    def stream(stream_or_none: Stream | None) -> Any:
+        before, card.stream = card.stream, stream_or_none or card.stream
         try:
             yield
         finally:
@@ -501,10 +501,10 @@ def _patches(card: PretendedCuda) -> list[tuple[Any, str, Any]]:
     checkpointing = torch.utils.checkpoint._checkpoint_without_reentrant_generator
 
     def checkpointed(fn: Any, *args: Any, **kwargs: Any) -> Any:
-        def again(*given: Any, **named: Any) -> Any:  # the backward pass runs it without the mode
+        def again(*positional: Any, **named: Any) -> Any:  # the backward pass runs it without the mode
             on = card in torch.overrides._get_current_function_mode_stack()
             with contextlib.nullcontext() if on else _Resumed(card):
-                return fn(*given, **named)
+                return fn(*positional, **named)
 
         return checkpointing(again, *args, **kwargs)
 

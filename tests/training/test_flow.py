@@ -5,7 +5,7 @@ from support import training_world as world
 
 from instantcharacter import CharacterAdapter, InstantCharacterPipeline
 from instantcharacter.flux.latents import img_ids
-from instantcharacter.model.attention import Subject
+from instantcharacter.model.conditioning import Subject
 from instantcharacter.training import train
 from instantcharacter.training.data.examples import Examples
 from instantcharacter.training.flow import CharacterFlow, zero_values

@@ -56,6 +56,15 @@ def test_shipped_files_have_at_most_25_megabytes():
     assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 25e6
 
 
+def test_shipped_tokenizers_are_of_a_class_that_transformers_4_has_too():
+    folder = ASSETS / "flux"
+    configs = [folder / "model_index.json", *folder.glob("tokenizer*/tokenizer_config.json")]
+    assert len(configs) == 3
+    for config in configs:
+        text = config.read_text(encoding="utf-8")
+        assert "PreTrainedTokenizerFast" in text and "TokenizersBackend" not in text
+
+
 def test_the_monster_is_held_out_and_a_drawing_of_the_toy_world():
     assert MONSTER.held_out
     difference = ImageChops.difference(Image.open(MONSTER_PICTURE).convert("RGB"), draw_reference(MONSTER))

@@ -206,6 +206,9 @@ def _load(album: Album, out: Path, side: int) -> tuple[FluxPipeline, Resolutions
 def _save(pipeline: FluxPipeline, flux: FluxTransformer2DModel, out: Path) -> None:
     pipeline.transformer = flux
     pipeline.to("cpu", torch.float16).save_pretrained(out / "flux")
+    for path in (out / "flux").rglob("*.json"):  # transformers 5 writes a class that transformers 4 does not have
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
 
 
 if __name__ == "__main__":

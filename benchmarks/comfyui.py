@@ -1,10 +1,11 @@
 """What a character costs on ComfyUI's own FLUX: real sizes, random weights, one CUDA device.
 
-    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI            # 1024×1024, bfloat16, about 3 minutes on an H100
-    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --tiny     # the same code at a tiny size on a CPU
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI               # 1024×1024, bfloat16
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --gib 24 12   # on cards of 24 and 12 GiB
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --tiny        # the same code at a tiny size on a CPU
 
-ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn, with all of the GPU's memory and
-with less of it (as ``--reserve-vram`` takes it away), so that ComfyUI loads FLUX in part. Times are medians of steps.
+ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn. A card of 24 GiB is a real
+limit: another process holds the rest of the GPU's memory. Times are medians of steps, without the first of a sampling.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import argparse
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from benchmarks.rehearsal.card import card
 
 GIB = 2**30
 
@@ -24,7 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, required=True, help="its folder")
     parser.add_argument("--tiny", action="store_true", help="a tiny size, on the CPU")
-    parser.add_argument("--dynamic", action="store_true", help="ComfyUI's dynamic VRAM, its default on NVIDIA")
+    parser.add_argument("--static", action="store_true", help="without dynamic VRAM, ComfyUI's default on NVIDIA")
+    parser.add_argument("--gib", type=int, nargs="*", default=[0, 24, 16, 12], help="cards, 0 for the whole one")
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     sys.argv = ["comfyui", *(["--cpu"] if options.tiny else [])]
@@ -32,9 +37,9 @@ def main() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    if options.dynamic:
+    if not options.tiny and not options.static:
         enable_dynamic_vram()
-    measure(options.tiny, options.steps)
+    measure([0] if options.tiny else options.gib, options.tiny, options.steps)
 
 
 def enable_dynamic_vram() -> None:
@@ -54,7 +59,7 @@ def enable_dynamic_vram() -> None:
     print("dynamic VRAM")
 
 
-def measure(tiny: bool, steps: int) -> None:
+def measure(cards: list[int], tiny: bool, steps: int) -> None:
     import comfy.model_management as management
     import comfyui_version
     import torch
@@ -62,38 +67,35 @@ def measure(tiny: bool, steps: int) -> None:
     from instantcharacter.comfyui.hosting import HostedAdapter
     from instantcharacter.comfyui.model_patch import CharacterConditioning, apply
 
-    device = management.get_torch_device()
     name = "cpu" if tiny else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}")
     model, adapter = build(tiny)
     hosted = HostedAdapter(adapter)
     character = make_character(adapter, hosted)
-    begin = time.perf_counter()
     patched = apply(model, CharacterConditioning(hosted, character, 0.9))
-    print(f"Apply, the first time (folding the adapter): {time.perf_counter() - begin:.1f} s")
-    caps = [None] if tiny else [None, 24, 16, 12]  # GiB
-    for cap in caps:
+    for on, which in ((model, "plain"), (patched, "with a character")):
+        begin = time.perf_counter()
+        sample(on, 1, tiny)
+        print(f"first sampling, one step, {which}: {time.perf_counter() - begin:.1f} s")
+    for gib in cards:
         management.unload_all_models()
-        reserve(cap, device)
-        times: dict[str, list[float]] = {"plain": [], "character": []}
-        peaks = {}
-        for on, which in ((model, "plain"), (patched, "character")) * 3:
-            seconds, peaks[which] = sample(on, steps, tiny)
-            times[which] += seconds
-        plain, ours = (statistics.median(times[which]) for which in ("plain", "character"))
-        print(
-            f"{'all of it' if cap is None else f'{cap} GiB':>10s}: plain {plain * 1000:8.1f} ms a step, peak "
-            f"{peaks['plain']:5.2f} GiB; with a character {ours * 1000:8.1f} ms, {ours / plain:.3f} ×, peak "
-            f"{peaks['character']:5.2f} GiB"
-        )
+        management.soft_empty_cache()
+        with card(gib, Path(sys.executable)) if gib else nullcontext():
+            print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {compare(model, patched, steps, tiny)}", flush=True)
 
 
-def reserve(cap: int | None, device: Any) -> None:
-    """Leave ComfyUI this many GiB of the GPU's memory."""
-    import comfy.model_management as management
-
-    if cap is not None:
-        management.EXTRA_RESERVED_VRAM = int(management.get_total_memory(device) - cap * GIB)
+def compare(model: Any, patched: Any, steps: int, tiny: bool) -> str:
+    """A line: steps of both MODELs, in turn."""
+    times: dict[str, list[float]] = {"plain": [], "character": []}
+    peaks = {}
+    for on, which in ((model, "plain"), (patched, "character")) * 3:
+        seconds, peaks[which] = sample(on, steps, tiny)
+        times[which] += seconds
+    plain, ours = (statistics.median(times[which]) for which in ("plain", "character"))
+    return (
+        f"plain {plain * 1000:8.1f} ms a step, peak {peaks['plain']:5.2f} GiB; with a character {ours * 1000:8.1f} ms, "
+        f"{ours / plain:.3f} ×, peak {peaks['character']:5.2f} GiB"
+    )
 
 
 def build(tiny: bool) -> tuple[Any, Any]:
@@ -163,20 +165,25 @@ def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float]:
     positive = [[torch.randn(1, 16 if tiny else 512, flux.context_in_dim), pooled]]
     sigmas = torch.linspace(1, 0, steps + 1)
     euler = comfy.samplers.sampler_object("euler")
-    ticks = []
+    ticks: list[Any] = []
 
     def tick(*_: Any) -> None:
-        if not tiny:
-            torch.cuda.synchronize()
-        ticks.append(time.perf_counter())
+        if tiny:
+            ticks.append(time.perf_counter())
+        else:
+            ticks.append(torch.cuda.Event(enable_timing=True))
+            ticks[-1].record()
 
     if not tiny:
         torch.cuda.reset_peak_memory_stats()
     comfy.sample.sample_custom(
         model, noise, 1.0, euler, sigmas, positive, [], noise * 0, callback=tick, disable_pbar=True
     )
-    peak = 0.0 if tiny else torch.cuda.max_memory_allocated() / GIB
-    return [after - before for before, after in pairwise(ticks)][1:], peak
+    if tiny:
+        return [after - before for before, after in pairwise(ticks)][1:], 0.0
+    torch.cuda.synchronize()
+    seconds = [before.elapsed_time(after) / 1000 for before, after in pairwise(ticks)][1:]
+    return seconds, torch.cuda.max_memory_allocated() / GIB
 
 
 if __name__ == "__main__":

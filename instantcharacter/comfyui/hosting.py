@@ -1,9 +1,14 @@
-"""The adapter and the encoders as ComfyUI's models: ComfyUI moves their weights to the GPU and back."""
+"""The adapter and the encoders in ComfyUI.
+
+What makes a character is ComfyUI's to load and unload, as ``ModelPatcher``. What draws one is on the GPU during a
+sampling alone: the resampler whole, the attention of each block while the block runs. Next to FLUX on a full card,
+ComfyUI would load all of that anew in each step, in the way of FLUX's own copies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import comfy.model_management as management
@@ -11,24 +16,26 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from ..character.tokens import TokenCache
 from ..model.adapter import CharacterAdapter
+from ..model.attention import FoldedCharacterAttention
 from ..model.character import Character
 from ..model.folding import fold
-from .internals import linear_layer, partial_patcher, unload
+from ..offload.host_weights import HostWeights
+from ..offload.sizes import tensors_of
+from ..offload.streaming import StreamedBlocks
+from .internals import pins_memory
 
 
-def to_patcher(module: nn.Module, partial: bool = False) -> Any:
-    """A ``ModelPatcher`` of a module: ComfyUI loads, counts and unloads its weights.
+def to_patcher(module: nn.Module) -> Any:
+    """A ``ModelPatcher`` of a module: ComfyUI loads, counts and unloads its weights, as a whole.
+
+    It is ComfyUI's static one: the one for dynamic VRAM cannot move a module back whose layers are not ComfyUI's.
 
     Args:
         module: on the CPU or on ComfyUI's device. ComfyUI moves it to the CPU when it needs the memory.
-        partial: whether ComfyUI may load some of its layers and leave others on the CPU. They must be ComfyUI's
-            layers. Any other module is loaded whole, by ComfyUI's static patcher: the one for dynamic VRAM cannot
-            move such a module back.
     """
-    kind = partial_patcher() if partial else comfy.model_patcher.ModelPatcher
-    return kind(module, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
+    device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(module, load_device=device, offload_device=offload_device)
 
 
 def load(patcher: Any, activation_bytes: int = 0) -> Any:
@@ -50,50 +57,99 @@ class CharacterFusion(nn.ModuleList):
     """The projector without its resampler. ComfyUI logs the name of this class."""
 
 
-class CharacterBlocks(nn.ModuleList):
-    """Character attention of all FLUX blocks. ComfyUI logs the name of this class."""
-
-
 class HostedAdapter:
-    """A CHARACTER_ADAPTER: an adapter whose weights ComfyUI manages, for the Sampler and for Apply alike.
+    """A CHARACTER_ADAPTER: an adapter in ComfyUI's memory, for the Sampler and for Apply alike.
 
     Attributes:
-        adapter: the adapter. The patchers below share its weights.
+        adapter: the adapter.
         fingerprint: see :meth:`CharacterAdapter.fingerprint`.
         fusion: ``ModelPatcher`` of the projector's modules that run once a picture.
-        resampler: ``ModelPatcher`` of the projector's modules that run at each timestep.
-        tokens: the tokens of each character's last schedule.
+        resampler: the projector's modules that run at each timestep.
     """
 
     def __init__(self, adapter: CharacterAdapter) -> None:
         self.adapter = adapter
         self.fingerprint = adapter.fingerprint()
-        projector = adapter.projector
-        self.fusion = to_patcher(CharacterFusion(projector.fusion_modules()))
-        self.resampler = to_patcher(projector.resampler)
-        self.tokens = TokenCache(projector)
-        self._attention: dict[torch.dtype, Any] = {}
+        self.fusion = to_patcher(CharacterFusion(adapter.projector.fusion_modules()))
+        self.resampler = HostedResampler(adapter.projector.resampler)
+        self._attention: dict[tuple[torch.device, torch.dtype], HostedAttention] = {}
+        self._folded: dict[torch.dtype, list[FoldedCharacterAttention]] = {}
 
-    def attention(self, dtype: torch.dtype) -> Any:
-        """``ModelPatcher`` of the folded attention of all blocks, folded once for each dtype."""
-        if dtype not in self._attention:
-            device = management.get_torch_device()
-            blocks = fold(self.adapter, torch.device("cpu"), dtype, linear_layer(), compute_on=device)
-            self._attention[dtype] = to_patcher(CharacterBlocks(blocks), partial=True)
-        return self._attention[dtype]
+    def attention(self, device: torch.device, dtype: torch.dtype) -> HostedAttention:
+        """The folded attention of all blocks, folded once for each dtype."""
+        if dtype not in self._folded:
+            self._folded[dtype] = list(fold(self.adapter, torch.device("cpu"), dtype, compute_on=device))
+        if (device, dtype) not in self._attention:
+            self._attention[device, dtype] = HostedAttention(self._folded[dtype], device)
+        return self._attention[device, dtype]
 
-    @contextmanager
-    def resampling(self) -> Iterator[None]:
-        """Context manager: the resampler is loaded, and unloaded at the end."""
-        load(self.resampler)
-        try:
-            yield
-        finally:
-            unload(self.resampler)
+    def resampling(self) -> AbstractContextManager[None]:
+        """Context manager in which the resampler is on ComfyUI's device."""
+        return self.resampler.on_device(management.get_torch_device())
 
     def key_scales(self, query_scales: Tensor) -> list[Tensor]:
         """The scale of each block's keys, [head_dim], for FLUX's query scales, [blocks, head_dim]."""
         return [attention.key_scale(scale) for attention, scale in zip(self.adapter.attention, query_scales)]
+
+
+class HostedResampler:
+    """The resampler, whose weights are in pinned host memory, and on a device within a ``with`` block.
+
+    Args:
+        resampler: on the CPU.
+    """
+
+    def __init__(self, resampler: nn.Module) -> None:
+        self._weights = HostWeights(tensors_of(resampler), pinned=pins_memory())
+
+    @contextmanager
+    def on_device(self, device: torch.device) -> Iterator[None]:
+        """Context manager in which the resampler is on a device; ComfyUI frees memory for it if need be."""
+        if management.is_device_cpu(device):
+            yield
+            return
+        management.free_memory(self._weights.size, device)
+        memory = torch.empty(self._weights.size, dtype=torch.uint8, device=device)
+        self._weights.copy_to(memory)
+        self._weights.bind(memory)
+        try:
+            yield
+        finally:
+            self._weights.unbind()
+
+
+class HostedAttention:
+    """The folded attention of all blocks.
+
+    Its weights are in pinned host memory; a block's come to the device while the block before it computes. A device
+    that cannot copy while it computes keeps them all.
+
+    Args:
+        blocks: on the CPU.
+        device: where they run.
+    """
+
+    def __init__(self, blocks: Sequence[FoldedCharacterAttention], device: torch.device) -> None:
+        self._blocks = blocks
+        self._streamed: StreamedBlocks | None = None
+        if management.is_device_cuda(device) or management.is_device_xpu(device):
+            self._streamed = StreamedBlocks(blocks, device, pinned=pins_memory())
+        else:
+            for block in blocks:
+                block.to(device)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Context manager of one call of FLUX, in which the weights may come."""
+        return self._streamed.running() if self._streamed else nullcontext()
+
+    @contextmanager
+    def on_device(self, i: int) -> Iterator[FoldedCharacterAttention]:
+        """Context manager of block ``i``'s attention, on the device."""
+        with self._streamed.on_device(i) if self._streamed else nullcontext():
+            yield self._blocks[i]
 
 
 class HostedCharacter(NamedTuple):

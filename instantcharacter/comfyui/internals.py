@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management as management
-import comfy.model_patcher
-import comfy.ops
 import torch
 from torch import nn
 
@@ -35,14 +33,9 @@ def free_memory_for_models(device: torch.device) -> int:
     return management.get_free_memory(device) - management.extra_reserved_memory()
 
 
-def partial_patcher() -> Any:
-    """The ``ModelPatcher`` class for models of ComfyUI's layers: with dynamic VRAM, it loads them layer by layer."""
-    return comfy.model_patcher.CoreModelPatcher
-
-
-def linear_layer() -> type[nn.Linear]:
-    """ComfyUI's linear layer, whose weights its partial patcher can load one by one; not initialised."""
-    return comfy.ops.disable_weight_init.Linear
+def pins_memory() -> bool:
+    """Whether ComfyUI may lock host memory in place, which ``--disable-pinned-memory`` forbids."""
+    return management.MAX_PINNED_MEMORY > 0
 
 
 def query_norms(flux: Any) -> Iterator[nn.Module]:

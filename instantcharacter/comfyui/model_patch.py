@@ -1,8 +1,8 @@
 """Characters on a ComfyUI MODEL, through ComfyUI's own patch points.
 
-A patched MODEL carries its conditionings. At the start of a sampling they become a :class:`SamplingState`, with the
-tokens of the whole schedule. Each call of FLUX gets a :class:`StepState` from it, and in each block two patches save
-the query and add the characters to the attention's output. Both states travel in ComfyUI's ``transformer_options``:
+A patched MODEL carries its conditionings. At the start of a sampling they become a :class:`SamplingState`. Each call of
+FLUX gets a :class:`StepState` from it, with the characters' tokens, and in each block two patches save the query and
+add the characters to the attention's output. Both states travel in ComfyUI's ``transformer_options``:
 nothing outlives a sampling, and no ``forward`` is replaced.
 """
 
@@ -67,13 +67,12 @@ def _sample(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Wrapper of the whole sampling; ComfyUI loads the MODEL and its additional models inside of it."""
+    """Wrapper of the whole sampling; ComfyUI loads the MODEL inside of it."""
     guider = executor.class_obj
     state = SamplingState(conditionings, guider.model_patcher, noise, sigmas)
-    for i, blocks in enumerate(state.attention.values()):
-        guider.model_patcher.set_additional_models(f"{KEY} {i}", [blocks])
     guider.model_options["transformer_options"][KEY] = state
-    out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    with state.on_device():
+        out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     state.check_applied()
     return out
 
@@ -97,9 +96,9 @@ def _run_step(executor: Any, latents: Tensor, timestep: Tensor, *args: Any, **kw
             "InstantCharacter: this sampler calls the MODEL without ComfyUI's own sampling around it, so the schedule "
             "is unknown. Use KSampler, SamplerCustom or SamplerCustomAdvanced."
         )
-    step = state.step(executor.class_obj, latents, timestep, options)
-    args, kwargs = with_transformer_options(executor, args, kwargs, {**options, KEY: step})
-    out = executor(latents, timestep, *args, **kwargs)
+    with state.step(executor.class_obj, latents, timestep, options) as step:
+        args, kwargs = with_transformer_options(executor, args, kwargs, {**options, KEY: step})
+        out = executor(latents, timestep, *args, **kwargs)
     state.check_blocks(step, may_be_skipped=has_inner_wrappers(executor))
     return out
 

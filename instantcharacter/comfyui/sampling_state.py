@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,12 +17,14 @@ from ..model.attention import check_query_scale
 from ..model.character import Character
 from ..model.conditioning import Subject, add_subjects
 from .conditioning import CharacterConditioning
-from .hosting import HostedAdapter
+from .hosting import HostedAdapter, HostedAttention
 from .internals import block_and_image_start, compute_dtype, query_norms
 from .regions import Regions
 
 logger = logging.getLogger(__name__)
 
+EVERY_TIMESTEP = (0.0, float("inf"))
+"""The window of a character that is active in all steps."""
 NOT_APPLIED = (
     "InstantCharacter: FLUX ran, but {} the character's patches, so the character is not in the picture. "
     "Another node replaces FLUX's attention (TeaCache or another speed-up node, Nunchaku, an older IP-Adapter pack): "
@@ -31,7 +33,7 @@ NOT_APPLIED = (
 
 
 class SamplingState:
-    """The tokens, masks and scales of one sampling, each computed once.
+    """The conditionings of one sampling, on its device. A step reads nothing back from the GPU: it would wait.
 
     Args:
         conditionings: the characters.
@@ -40,29 +42,43 @@ class SamplingState:
         sigmas: the sampler's schedule.
 
     Attributes:
-        attention: each adapter's attention as a ``ModelPatcher``, for ComfyUI to load with the MODEL.
         regions: the characters' masks.
     """
 
     def __init__(
         self, conditionings: Sequence[CharacterConditioning], model: Any, noise: Tensor, sigmas: Tensor
     ) -> None:
-        self._conditionings = conditionings
         self._device: torch.device = model.load_device
         self._dtype = compute_dtype(model)
-        self.attention = {each.adapter: each.adapter.attention(self._dtype) for each in conditionings}
-        masks = [each.mask for each in conditionings]
-        self.regions = Regions(masks, noise.shape[-2:], self._device, self._dtype)
         sampling = model.get_model_object("model_sampling")
-        self._windows = [_timestep_window(sampling, each) for each in conditionings]
-        self._tokens = self._schedule_tokens(_timesteps(sampling.timestep(sigmas[:-1].cpu())))
+        timesteps = _timesteps(sampling.timestep(sigmas.cpu()))
+        windows = {each: _timestep_window(sampling, each) for each in conditionings}
+        self._windows = {
+            each: (low, high)
+            for each, (low, high) in windows.items()
+            if low <= timesteps.max() and timesteps.min() <= high
+        }
+        self._conditionings = list(self._windows)
+        self._attention = {each.adapter: each.adapter.attention(self._device, self._dtype) for each in self._windows}
+        masks = [each.mask for each in self._conditionings]
+        self.regions = Regions(masks, noise.shape[-2:], self._device, self._dtype)
+        self._fused = {each.character: self._to_resampler(each) for each in self._conditionings}
         self._key_scales: dict[HostedAdapter, list[Tensor]] = {}
-        self._any_active = False
+        self._one_timestep: Tensor | None = None
         self._any_block_called = False
         self._blocks_checked = False
 
-    def step(self, flux: Any, latents: Tensor, timestep: Tensor, options: dict[str, Any]) -> StepState:
-        """The state of one call of FLUX.
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Context manager of the sampling: the resamplers are on its device."""
+        with ExitStack() as stack:
+            for adapter in self._attention:
+                stack.enter_context(adapter.resampler.on_device(self._device))
+            yield
+
+    @contextmanager
+    def step(self, flux: Any, latents: Tensor, timestep: Tensor, options: dict[str, Any]) -> Iterator[StepState]:
+        """Context manager of one call of FLUX, in which the weights of the characters' attention may come.
 
         Args:
             flux: ComfyUI's ``Flux``.
@@ -70,22 +86,27 @@ class SamplingState:
             timestep: [B] in [0, 1], all equal.
             options: ComfyUI's transformer options.
         """
-        now, *others = _timesteps(timestep)
-        if others:
-            raise ValueError("InstantCharacter: the pictures of a batch are at different timesteps; sample them apart")
+        timestep = _timesteps(timestep)
+        if self._conditionings:
+            self._note_timesteps(timestep)
+        now = timestep[:1]
         rows, columns = (-(-side // flux.patch_size) for side in latents.shape[-2:])
+        tokens: dict[Character, Tensor] = {}
         subjects: dict[HostedAdapter, list[Subject]] = {}
-        for i, (conditioning, (low, high)) in enumerate(zip(self._conditionings, self._windows)):
-            if low <= now <= high:
-                mask = self.regions.token_mask(i, latents.shape, (rows, columns), options.get("uuids", ()))
-                subject = Subject(self._tokens_at(i, now), torch.tensor(conditioning.scale), mask)
-                subjects.setdefault(conditioning.adapter, []).append(subject)
-        self._any_active |= bool(subjects)
+        for i, each in enumerate(self._conditionings):
+            if each.character not in tokens:
+                tokens[each.character] = self._resample(each, now)
+            mask = self.regions.token_mask(i, latents.shape, (rows, columns), options.get("uuids", ()))
+            subject = Subject(tokens[each.character], torch.tensor(each.scale), self._in_window(each, now, mask))
+            subjects.setdefault(each.adapter, []).append(subject)
         adapters = [
-            AdapterState(each, self.attention[adapter].model, self.key_scales(flux, adapter))
+            AdapterState(each, self._attention[adapter], self.key_scales(flux, adapter))
             for adapter, each in subjects.items()
         ]
-        return StepState(adapters, rows * columns, len(flux.double_blocks))
+        with ExitStack() as stack:
+            for adapter in adapters:
+                stack.enter_context(adapter.attention.running())
+            yield StepState(adapters, rows * columns, len(flux.double_blocks))
 
     def key_scales(self, flux: Any, adapter: HostedAdapter) -> list[Tensor]:
         """The scale of the adapter's keys in each block, [head_dim], for FLUX as it is loaded, LoRAs included.
@@ -126,30 +147,41 @@ class SamplingState:
             )
 
     def check_applied(self) -> None:
-        """After the sampling, raise ``RuntimeError`` if a character was active in a step, and no block called it."""
-        if self._any_active and not self._any_block_called:
+        """Check the whole sampling, after it.
+
+        Raises:
+            RuntimeError: FLUX ran, and none of its blocks called the patches.
+            ValueError: the pictures of a batch were at different timesteps.
+        """
+        if self._one_timestep is None:
+            return
+        if not self._any_block_called:
             raise RuntimeError(NOT_APPLIED.format("none of its blocks called"))
+        if not self._one_timestep:
+            raise ValueError("InstantCharacter: the pictures of a batch are at different timesteps; sample them apart")
 
-    def _schedule_tokens(self, timesteps: list[float]) -> list[dict[float, Tensor]]:
-        """Each conditioning's tokens by timestep. A character of several conditionings is resampled once."""
-        active: dict[tuple[HostedAdapter, Character], set[float]] = {}
-        for each, (low, high) in zip(self._conditionings, self._windows):
-            active.setdefault((each.adapter, each.character), set()).update(t for t in timesteps if low <= t <= high)
-        tokens = {key: self._resample(*key, [t for t in timesteps if t in when]) for key, when in active.items()}
-        return [tokens[each.adapter, each.character] for each in self._conditionings]
+    def _note_timesteps(self, timestep: Tensor) -> None:
+        """Compare the pictures' timesteps on the device; :meth:`check_applied` reads the result."""
+        one = (timestep == timestep[0]).all()
+        self._one_timestep = one if self._one_timestep is None else self._one_timestep & one
 
-    def _resample(self, adapter: HostedAdapter, character: Character, timesteps: list[float]) -> dict[float, Tensor]:
-        request = (character, timesteps, self._device, self._dtype)
-        with adapter.resampling() if adapter.tokens.missing(*request) else nullcontext():
-            return dict(zip(timesteps, adapter.tokens.tokens(*request)))
+    def _to_resampler(self, conditioning: CharacterConditioning) -> Tensor:
+        """A character's features, for the resampler on this device."""
+        dtype = conditioning.adapter.adapter.projector.resampler.proj_in.weight.dtype
+        return conditioning.character.fused.to(self._device, dtype)
 
-    def _tokens_at(self, i: int, timestep: float) -> Tensor:
-        """A conditioning's tokens at a timestep. Some samplers use timesteps between those of the schedule."""
-        if timestep not in self._tokens[i]:
-            each = self._conditionings[i]
-            (tokens,) = each.adapter.tokens.resample(each.character, [timestep], self._device, self._dtype)
-            self._tokens[i][timestep] = tokens
-        return self._tokens[i][timestep]
+    @torch.no_grad()
+    def _resample(self, conditioning: CharacterConditioning, timestep: Tensor) -> Tensor:
+        projector, fused = conditioning.adapter.adapter.projector, self._fused[conditioning.character]
+        return projector.resample(fused, timestep, folded=True).to(self._dtype)
+
+    def _in_window(self, conditioning: CharacterConditioning, timestep: Tensor, mask: Tensor | None) -> Tensor | None:
+        """A conditioning's mask at a timestep: zeros outside of its window."""
+        low, high = self._windows[conditioning]
+        if (low, high) == EVERY_TIMESTEP:
+            return mask
+        active = ((low <= timestep) & (timestep <= high)).to(self._dtype).view(1, 1, 1)
+        return active if mask is None else mask * active
 
 
 @dataclass(frozen=True)
@@ -163,7 +195,7 @@ class AdapterState:
     """
 
     subjects: list[Subject]
-    attention: Any
+    attention: HostedAttention
     key_scales: list[Tensor]
 
 
@@ -191,8 +223,8 @@ class StepState:
         attend = partial(_attend, extra_options)
         for adapter in self.adapters:
             hidden, image_query = attn[:, image], query[:, :, image].transpose(1, 2)
-            attention, key_scale = adapter.attention[block], adapter.key_scales[block]
-            add_subjects(hidden, image_query, adapter.subjects, attention, key_scale, attend)
+            with adapter.attention.on_device(block) as attention:
+                add_subjects(hidden, image_query, adapter.subjects, attention, adapter.key_scales[block], attend)
 
 
 def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -203,13 +235,15 @@ def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) 
     return out.unflatten(-1, (heads, -1))
 
 
-def _timesteps(timestep: Tensor) -> list[float]:
-    """The distinct timesteps of a tensor, from FLUX's range [0, 1] to the adapter's, [0, 1000]."""
-    return list(dict.fromkeys((timestep.float() * 1000).tolist()))
+def _timesteps(timestep: Tensor) -> Tensor:
+    """Timesteps from FLUX's range [0, 1] to the adapter's, [0, 1000]."""
+    return timestep.float() * 1000
 
 
 def _timestep_window(sampling: Any, conditioning: CharacterConditioning) -> tuple[float, float]:
     """The lowest and highest timestep at which a character is active."""
     percents = (conditioning.end, conditioning.start)
-    low, high = (_timesteps(sampling.timestep(torch.tensor([sampling.percent_to_sigma(p)])))[0] for p in percents)
-    return (low if conditioning.end < 1 else 0.0, high if conditioning.start > 0 else float("inf"))
+    sigmas = torch.tensor([sampling.percent_to_sigma(percent) for percent in percents])
+    low, high = _timesteps(sampling.timestep(sigmas)).tolist()
+    lowest, highest = EVERY_TIMESTEP
+    return (low if conditioning.end < 1 else lowest, high if conditioning.start > 0 else highest)

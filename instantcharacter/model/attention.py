@@ -81,13 +81,12 @@ class FoldedCharacterAttention(nn.Module):
     Args:
         folded_dim: width of folded tokens, resampler_dim + 8.
         dim: width of the FLUX transformer.
-        linear: class of the two projections; ComfyUI's moves its weights layer by layer.
     """
 
-    def __init__(self, folded_dim: int, dim: int, linear: type[nn.Linear] = nn.Linear) -> None:
+    def __init__(self, folded_dim: int, dim: int) -> None:
         super().__init__()
-        self.to_k_ip = linear(folded_dim, dim)
-        self.to_v_ip = linear(folded_dim, dim)
+        self.to_k_ip = nn.Linear(folded_dim, dim)
+        self.to_v_ip = nn.Linear(folded_dim, dim)
 
     def forward(self, query: Tensor, tokens: Tensor, key_scale: Tensor, scale: Tensor, attend: Attend = sdpa) -> Tensor:
         """As :meth:`CharacterAttention.forward`, for folded tokens, [B or 1, N, folded_dim]."""

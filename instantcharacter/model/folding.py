@@ -28,7 +28,6 @@ def fold(
     adapter: CharacterAdapter,
     device: torch.device,
     dtype: torch.dtype,
-    linear: type[nn.Linear] = nn.Linear,
     compute_on: torch.device | None = None,
 ) -> Iterator[FoldedCharacterAttention]:
     """The adapter's attention modules, folded, one block at a time; the adapter is not changed.
@@ -39,7 +38,6 @@ def fold(
         adapter: to fold.
         device: of the folded weights.
         dtype: of the folded weights.
-        linear: see :class:`~.FoldedCharacterAttention`.
         compute_on: device of the products, ``device`` if None: a second on a GPU, a minute on a CPU.
     """
     compute = compute_on or device
@@ -49,7 +47,7 @@ def fold(
     columns = norm["weight"][:, None] * (columns - columns.mean(dim=0))
     for attention in adapter.attention:
         with torch.device("meta"):
-            folded = FoldedCharacterAttention(config.resampler_dim + FOLDED_CHANNELS, config.attention_dim, linear)
+            folded = FoldedCharacterAttention(config.resampler_dim + FOLDED_CHANNELS, config.attention_dim)
         weights = _in_float32(attention, compute)
         state = {}
         for name in ("to_k_ip", "to_v_ip"):

@@ -116,12 +116,14 @@ class OffloadedModule:
                 tensor.data = tensor.data.to(device)
         self._rest = None if resident else host_weights.get(module, rest, pinned)
         self._blocks = StreamedBlocks(streamed, device, pinned, host_weights)
+        self._handles = self._blocks.register_hooks(streamed)
         self.__signature__ = inspect.signature(module.forward)
         module.forward = self
 
     def remove(self) -> None:
         """Stop offloading; the weights stay where they are between the module's runs."""
-        self._blocks.remove()
+        for handle in self._handles:
+            handle.remove()
         self._active = False
         module = self._module()
         if module and vars(module).get("forward") is self:  # otherwise another wrapper calls this one
@@ -161,36 +163,47 @@ class OffloadedModule:
 class StreamedBlocks:
     """Blocks whose weights are on the device one after another, see the module's text.
 
+    Within :meth:`running`, each block computes within :meth:`on_device`, in which :meth:`register_hooks` wraps its
+    ``forward``.
+
     Args:
-        blocks: the blocks, in the order in which they run.
+        blocks: the blocks, in the order in which they run; another order works, but is slower.
         device: where they run; one with streams and events, as torch calls them.
         pinned: see :class:`HostWeights`.
         host_weights: where weights in host memory are kept for the next plan.
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], device: torch.device, pinned: bool, host_weights: HostWeightsCache
+        self,
+        blocks: Sequence[nn.Module],
+        device: torch.device,
+        pinned: bool,
+        host_weights: HostWeightsCache | None = None,
     ) -> None:
+        host_weights = host_weights or HostWeightsCache()
         self._device = device
         self._weights = [host_weights.get(block, tensors_of(block), pinned) for block in blocks]
         self._slots: list[Tensor] = []
         self._in_slot: list[int | None] = []
-        self._handles: list[RemovableHandle] = []
         if not blocks:  # without blocks, the device needs no streams
             return
         self._backend = torch.get_device_module(device)
         self._copying = self._backend.Stream(device)
         self._filled = [self._backend.Event() for _ in range(SLOTS)]
+
+    def register_hooks(self, blocks: Sequence[nn.Module]) -> list[RemovableHandle]:
+        """Have each block's weights on the device while its ``forward`` runs; the handles remove the hooks.
+
+        Args:
+            blocks: those that were passed to the constructor. They are not kept: no cycles.
+        """
+        handles: list[RemovableHandle] = []
         for i, block in enumerate(blocks):
-            self._handles += [
+            handles += [
                 block.register_forward_pre_hook(partial(self._enter, i)),
                 block.register_forward_hook(partial(self._leave, i), always_call=True),
             ]
-
-    def remove(self) -> None:
-        """Stop streaming; the blocks' weights are in host memory."""
-        for handle in self._handles:
-            handle.remove()
+        return handles
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -208,6 +221,15 @@ class StreamedBlocks:
         finally:
             self._backend.current_stream(self._device).wait_stream(self._copying)
             self._slots = []
+
+    @contextmanager
+    def on_device(self, i: int) -> Iterator[None]:
+        """Context manager in which the weights of block ``i`` are on the device."""
+        self._enter(i)
+        try:
+            yield
+        finally:
+            self._leave(i)
 
     def _enter(self, i: int, *_: Any) -> None:
         if self._in_slot[i % SLOTS] != i:

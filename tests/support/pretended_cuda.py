@@ -9,6 +9,7 @@ so views, ``.data`` and modules' weights carry it along. Inside :class:`Pretende
 * streams and events are followed with vector clocks: a read before its copy is known to be done, a slot that is
   written while it may still be read, memory that is freed while another stream may still use it, are put in ``races``;
 * ``torch.cuda.memory_allocated`` counts, and a ``capacity`` makes ``torch.OutOfMemoryError``;
+* ``waits`` has the operations at which the host waited for the GPU, to read from it;
 * without ``pins``, host memory cannot be pinned, and the next kernel raises the error of that, as CUDA's does.
 """
 
@@ -167,6 +168,7 @@ class PretendedCuda(TorchFunctionMode):
         super().__init__()
         self.capacity, self.allocated, self.peak = capacity, 0, 0
         self.races: list[str] = []
+        self.waits: list[str] = []
         self.registered: dict[int, int] = {}
         self.pins = True
         self.error = ""
@@ -233,7 +235,7 @@ class PretendedCuda(TorchFunctionMode):
         out = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         if name == "_local_scalar_dense" and device == CUDA:
-            self.host.learn(self.stream.now())
+            self.wait(name)
         written = {
             id(x)
             for argument, value in itertools.chain(zip(func._schema.arguments, args))
@@ -306,13 +308,18 @@ class PretendedCuda(TorchFunctionMode):
         if waits:
             self.touch(out_of, "copy", False, None)
             if into.device == CPU:
-                self.host.learn(self.stream.now())
+                self.wait("copy")
             self.touch(into, "copy", True, None)
             if into.device == CUDA:  # the memory is free to change at once
                 return
         else:
             self.touch(out_of, "copy", False, self.stream)
             self.touch(into, "copy", True, self.stream)
+
+    def wait(self, what: str) -> None:
+        """The host waits for all that the current stream has to do."""
+        self.host.learn(self.stream.now())
+        self.waits.append(what)
 
     def is_pinned(self, place: Place, tensor: Any) -> bool:
         address = tensor.untyped_storage().data_ptr()
@@ -398,7 +405,7 @@ def _set_data(card: PretendedCuda, tensor: Any, data: Any) -> None:
 
 def _tolist(card: PretendedCuda, tensor: Any) -> Any:
     if card.where(tensor) == CUDA:
-        card.host.learn(card.stream.now())
+        card.wait("tolist")
     elif place := card.place(tensor):
         card.touch(place, "tolist", False)
     return tensor.tolist()

@@ -13,16 +13,20 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from reference.reference_fill import inputs
 from support import recorded
 from support.comfyui_sampling import COLUMNS, ROWS, SIGMAS, conditioning, sample, to_latents, to_tokens
+from support.pretended_cuda import PretendedCuda
 from support.recorded import error
 
 from instantcharacter import InstantCharacterPipeline
+from instantcharacter.comfyui import hosting
 from instantcharacter.comfyui.conditioning import CharacterConditioning
-from instantcharacter.comfyui.hosting import HostedAdapter
+from instantcharacter.comfyui.hosting import HostedAdapter, HostedAttention
 from instantcharacter.comfyui.internals import query_norms
 from instantcharacter.comfyui.model_patch import KEY, apply
 from instantcharacter.comfyui.sampling_state import AdapterState, SamplingState, StepState
 from instantcharacter.model.conditioning import Subject
+from instantcharacter.model.folding import fold
 
+CPU = torch.device("cpu")
 EXPECTED = recorded.expected()
 
 
@@ -63,7 +67,8 @@ def test_flux_equals_the_recorded_vectors(model, patch, adapter, scale):
         unfolded = adapter.adapter.attention
         key_scales = [block.key_scale(scale) for block, scale in zip(unfolded, scales, strict=True)]
         tokens = inputs("character_tokens", (2, 16, 64), recorded.SEED)
-        state = AdapterState([Subject(tokens, torch.tensor(scale))], unfolded, key_scales)
+        attention = HostedAttention(unfolded, CPU)
+        state = AdapterState([Subject(tokens, torch.tensor(scale))], attention, key_scales)
         options[KEY] = StepState(adapters=[state], image_tokens=24, double_blocks=2)
     with torch.no_grad():
         out = flux(
@@ -262,8 +267,12 @@ def test_style_lora_on_the_model_adds_up_with_the_character(model, adapter, char
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("before", [False, True])
-def test_a_compute_dtype_may_be_set_before_and_after_the_character(model, adapter, character, dtype, before):
+def test_a_compute_dtype_may_be_set_before_and_after_the_character(
+    model, adapter, character, dtype, before, monkeypatch
+):
     """The node Model Compute Dtype."""
+    folded: list[torch.dtype] = []
+    monkeypatch.setattr(hosting, "fold", lambda *args, **settings: folded.append(args[2]) or fold(*args, **settings))
     on = model.clone()
     if before:
         on.set_model_compute_dtype(dtype)
@@ -276,8 +285,7 @@ def test_a_compute_dtype_may_be_set_before_and_after_the_character(model, adapte
     for _ in range(2):
         assert error(sample(on), whole) < 1.5 * rounding
         assert error(sample(on), sample(rounded)) > 1e-3
-    (blocks,) = on.get_additional_models()
-    assert {weight.dtype for weight in blocks.model.parameters()} == {dtype}
+    assert set(folded) == {dtype, torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
@@ -329,59 +337,85 @@ def test_clones_of_a_patched_model_generate_the_same(patch):
 # Once
 
 
-def test_tokens_are_resampled_once_for_a_schedule(patch, adapter, monkeypatch):
-    resampled = []
+@pytest.fixture
+def resampled(adapter, monkeypatch) -> list[float]:
+    """The timesteps at which the resampler runs."""
+    timesteps: list[float] = []
     resample = adapter.adapter.projector.resample
 
     def counting(fused, timestep, folded=False):
-        resampled.extend(timestep.tolist())
+        timesteps.extend(timestep.tolist())
         return resample(fused, timestep, folded)
 
     monkeypatch.setattr(adapter.adapter.projector, "resample", counting)
-    patched = patch()
-    sample(patched)
-    assert resampled == (SIGMAS[:-1] * 1000).tolist()
-    sample(patched, seed=5)
-    sample(patch(scale=0.5))
-    assert len(resampled) == 4
+    return timesteps
 
 
-def test_a_character_applied_twice_is_resampled_once(model, adapter, character, monkeypatch):
-    resampled = []
-    resample = adapter.adapter.projector.resample
+def test_tokens_are_resampled_at_each_calls_own_timestep(patch, resampled):
+    sample(patch(), "heun", batch=2)
+    between = [timestep for timestep in resampled if timestep not in (SIGMAS * 1000).tolist()]
+    assert not between
+    assert len(resampled) == 7
+    resampled.clear()
+    sample(patch(), "dpm_2")
+    between = [timestep for timestep in resampled if timestep not in (SIGMAS * 1000).tolist()]
+    assert len(resampled) == 7
+    assert len(between) == 3
 
-    def counting(fused, timestep, folded=False):
-        resampled.extend(timestep.tolist())
-        return resample(fused, timestep, folded)
 
-    monkeypatch.setattr(adapter.adapter.projector, "resample", counting)
+def test_a_character_applied_twice_is_resampled_once_a_call(model, adapter, character, resampled):
     twice = model
     for window in ({"end": 0.4}, {"start": 0.6}):
         twice = apply(twice, CharacterConditioning(adapter, character, 0.9, **window))
-    first = sample(twice)
-    assert len(resampled) == len(set(resampled))
-    made = len(resampled)
-    assert torch.equal(sample(twice), first)
-    assert len(resampled) == made
+    sample(twice)
+    assert resampled == (SIGMAS[:-1] * 1000).tolist()
 
 
-def test_resampler_is_not_loaded_while_sampling(patch, adapter):
-    def loaded() -> list:
-        return [model.model.model for model in comfy.model_management.current_loaded_models]
+def test_a_window_that_the_schedule_does_not_reach_costs_nothing(model, patch, resampled):
+    sigmas = torch.tensor([0.5, 0.25, 0.0])
+    expected = sample(model, sigmas=sigmas)
+    resampled.clear()
+    assert torch.equal(sample(patch(end=0.3), sigmas=sigmas), expected)
+    assert not resampled
 
+
+@pytest.mark.parametrize("window", [{}, {"start": 0.2, "end": 0.8}])
+def test_no_call_of_flux_but_the_first_waits_for_the_gpu(patch, window):
+    gpu, waits = PretendedCuda.current if torch.cuda.is_available() else None, []
+
+    def counting(executor, *args, **kwargs):
+        before = len(gpu.waits) if gpu else 0
+        out = executor(*args, **kwargs)
+        waits.append((len(gpu.waits) if gpu else 0) - before)
+        return out
+
+    patched = patch(**window)
+    wrappers = patched.wrappers[WrappersMP.DIFFUSION_MODEL]
+    patched.wrappers[WrappersMP.DIFFUSION_MODEL] = {"counting": [counting], **wrappers}
+    sample(patched, "dpm_2")
+    assert len(waits) == 7
+    assert not any(waits[1:])
+
+
+def test_weights_are_on_the_device_while_sampling_alone(patch, adapter):
+    device = comfy.model_management.get_torch_device()
+    attention = adapter.attention(device, torch.float32)
+    weights = [adapter.adapter.projector.resampler.latents]
+    with attention.running(), attention.on_device(0) as block:
+        weights += block.parameters()
+        assert {weight.device for weight in weights[1:]} == {device}
     during = []
-    patched = patch()
-    sample(patched, callback=lambda *_: during.append(loaded()))
-    assert during
-    assert all(adapter.resampler.model not in models for models in during)
-    assert all(adapter.attention(torch.float32).model in models for models in during)
+    sample(patch(), callback=lambda *_: during.append([weight.device for weight in weights]))
+    assert during == [[device] + [CPU] * 4] * 4
+    assert {weight.device for weight in weights} == {CPU}
 
 
-def test_attention_is_folded_once_for_an_adapter(patch):
-    one, other = patch(), patch()
-    for patched in (one, other):
+def test_attention_is_folded_once_for_an_adapter(patch, adapter, monkeypatch):
+    folded = []
+    monkeypatch.setattr(hosting, "fold", lambda *args, **kwargs: folded.append(1) or fold(*args, **kwargs))
+    for patched in (patch(), patch(scale=0.5)):
         sample(patched)
-    assert one.get_additional_models()[0].model is other.get_additional_models()[0].model
+    assert len(folded) == 1
 
 
 # Errors
@@ -463,12 +497,25 @@ def test_patches_that_flux_does_not_call_are_an_error_after_the_first_step(patch
     assert not steps
 
 
-def test_patches_of_a_later_start_are_checked_at_that_step(patch):
+def test_patches_of_a_later_start_are_checked_at_the_first_step_too(patch):
     patched, steps = patch(start=0.5), []
     patched.model_options["transformer_options"]["patches"].clear()
     with pytest.raises(RuntimeError, match="only 0 of its 4 blocks called"):
         sample(patched, callback=lambda step, *_: steps.append(step))
-    assert 0 < len(steps) < 4
+    assert not steps
+
+
+def test_pictures_of_a_batch_at_different_timesteps_are_an_error(patch):
+    def uneven(executor, latents, timestep, *args, **kwargs):
+        return executor(
+            latents, timestep * torch.linspace(1, 0.5, len(timestep), device=timestep.device), *args, **kwargs
+        )
+
+    patched = patch()
+    wrappers = patched.wrappers[WrappersMP.DIFFUSION_MODEL]
+    patched.wrappers[WrappersMP.DIFFUSION_MODEL] = {"uneven": [uneven], **wrappers}
+    with pytest.raises(ValueError, match="pictures of a batch are at different timesteps; sample them apart"):
+        sample(patched, batch=2)
 
 
 def test_a_few_blocks_that_are_left_out_are_a_warning(patch, caplog):

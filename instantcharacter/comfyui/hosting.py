@@ -121,8 +121,8 @@ class HostedResampler:
 class HostedAttention:
     """The folded attention of all blocks.
 
-    Its weights are in pinned host memory; a block's come to the device while the block before it computes. A device
-    that cannot copy while it computes keeps them all.
+    Its weights are in pinned host memory; a block's come to the device when they are prefetched. A device that cannot
+    copy while it computes keeps them all.
 
     Args:
         blocks: on the CPU.
@@ -144,6 +144,11 @@ class HostedAttention:
     def running(self) -> AbstractContextManager[None]:
         """Context manager of one call of FLUX, in which the weights may come."""
         return self._streamed.running() if self._streamed else nullcontext()
+
+    def prefetch(self, i: int) -> None:
+        """Have block ``i``'s weights come now."""
+        if self._streamed and i < len(self._blocks):
+            self._streamed.prefetch(i)
 
     @contextmanager
     def on_device(self, i: int) -> Iterator[FoldedCharacterAttention]:

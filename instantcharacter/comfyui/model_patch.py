@@ -105,6 +105,9 @@ def _run_step(executor: Any, latents: Tensor, timestep: Tensor, *args: Any, **kw
 
 def _save_query(q: Tensor, k: Tensor, v: Tensor, *_: Any, extra_options: dict[str, Any], **__: Any) -> dict:
     """ComfyUI's attention patch: saves the block's normalised query, before RoPE."""
+    step = extra_options.get(KEY)
+    if isinstance(step, StepState):
+        step.prefetch(extra_options)
     extra_options[QUERY] = q
     return {}
 

@@ -117,7 +117,8 @@ class SamplingState:
             ones = torch.ones(flux.hidden_size // flux.num_heads, device=self._device, dtype=self._dtype)
             scales = torch.stack([norm(ones) for norm in query_norms(flux)]).float().cpu()
             check_query_scale(scales)
-            self._key_scales[adapter] = [scale.to(self._device, self._dtype) for scale in adapter.key_scales(scales)]
+            stacked = torch.stack(adapter.key_scales(scales)).to(self._device, self._dtype)
+            self._key_scales[adapter] = list(stacked)
         return self._key_scales[adapter]
 
     def check_blocks(self, step: StepState, may_be_skipped: bool) -> None:
@@ -215,6 +216,12 @@ class StepState:
     double_blocks: int
     blocks_called: set[int] = field(default_factory=set)
 
+    def prefetch(self, extra_options: dict[str, Any]) -> None:
+        """Have the weights for the next block come: before FLUX's attention in this one, while its own rest."""
+        block, _ = block_and_image_start(extra_options, self.double_blocks)
+        for adapter in self.adapters:
+            adapter.attention.prefetch(block + 1)
+
     def add(self, attn: Tensor, query: Tensor, extra_options: dict[str, Any]) -> None:
         """Add the characters to ``attn`` [B, tokens, H·D], for the image tokens of ``query`` [B, H, tokens, D]."""
         block, start = block_and_image_start(extra_options, self.double_blocks)
@@ -229,10 +236,9 @@ class StepState:
 
 def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The attention kernel that ComfyUI is set to, on [B, S, H, D]."""
-    heads = query.shape[2]
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    out = optimized_attention(query, key, value, heads, skip_reshape=True, transformer_options=options)
-    return out.unflatten(-1, (heads, -1))
+    by_head = (x.transpose(1, 2) for x in (query, key, value))
+    settings = {"skip_reshape": True, "skip_output_reshape": True, "transformer_options": options}
+    return optimized_attention(*by_head, query.shape[2], **settings).transpose(1, 2)
 
 
 def _timesteps(timestep: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class CharacterAttention(nn.Module):
             attend: the attention kernel.
 
         Returns:
-            [B, S, dim].
+            [B, S, heads, dim/heads], with the layout that the kernel gives it.
         """
         key, value = self.to_k_ip(tokens), self.to_v_ip(tokens)
         return _attend_to_character(query, key, value, key_scale.to(tokens), scale, attend)
@@ -115,7 +115,7 @@ def check_query_scale(query_scale: Tensor) -> None:
 def _attend_to_character(
     query: Tensor, key: Tensor, value: Tensor, key_scale: Tensor, scale: Tensor, attend: Attend
 ) -> Tensor:
-    """[B, S, H, D] queries to [B or 1, N, H·D] keys and values → [B, S, H·D].
+    """[B, S, H, D] queries to [B or 1, N, H·D] keys and values → [B, S, H, D].
 
     The scales act on keys and values, which are fewer than the queries and the output.
     """
@@ -123,4 +123,4 @@ def _attend_to_character(
     key, value = (rows.unflatten(-1, (heads, head_dim)) for rows in (key, value))
     key = F.rms_norm(key, (head_dim,), key_scale, eps=EPS**2)
     key, value = (rows.expand(batch, -1, -1, -1) for rows in (key, value))
-    return attend(query, key, value * scale).flatten(2)
+    return attend(query, key, value * scale)

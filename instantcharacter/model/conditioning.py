@@ -51,12 +51,13 @@ def add_subjects(
         key_scale: [D], of this block, see :meth:`~.CharacterAttention.key_scale`.
         attend: the attention kernel.
     """
+    hidden_states = hidden_states.unflatten(-1, query.shape[-2:])  # a view; the output may lie head by head
     for subject in subjects:
         output = attention(query, subject.tokens, key_scale, subject.scale, attend)
         if subject.mask is None:
             hidden_states.add_(output)
         else:
-            hidden_states.addcmul_(output, subject.mask.to(output))
+            hidden_states.addcmul_(output, subject.mask.to(output).unsqueeze(-1))
 
 
 def mask_to_tokens(mask: Tensor, rows: int, columns: int, may_be_empty: bool = False) -> Tensor:

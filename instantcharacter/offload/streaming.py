@@ -163,8 +163,8 @@ class OffloadedModule:
 class StreamedBlocks:
     """Blocks whose weights are on the device one after another, see the module's text.
 
-    Within :meth:`running`, each block computes within :meth:`on_device`, in which :meth:`register_hooks` wraps its
-    ``forward``.
+    Within :meth:`running`, each block computes either within :meth:`on_device`, after :meth:`prefetch` if it is not to
+    wait, or by the hooks of :meth:`register_hooks`, which prefetch as soon as a slot is free.
 
     Args:
         blocks: the blocks, in the order in which they run; another order works, but is slower.
@@ -229,11 +229,15 @@ class StreamedBlocks:
         try:
             yield
         finally:
-            self._leave(i)
+            self._weights[i].unbind()
 
-    def _enter(self, i: int, *_: Any) -> None:
+    def prefetch(self, i: int) -> None:
+        """Copy the weights of block ``i``, over those of block ``i - SLOTS``."""
         if self._in_slot[i % SLOTS] != i:
             self._fill(i)
+
+    def _enter(self, i: int, *_: Any) -> None:
+        self.prefetch(i)
         self._filled[i % SLOTS].wait(self._backend.current_stream(self._device))
         self._weights[i].bind(self._slots[i % SLOTS])
 

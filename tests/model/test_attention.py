@@ -33,7 +33,7 @@ def test_output_grows_with_the_scale(attention, kind):
         attention_ = attention
     query, tokens, key_scale = inputs("query", (1, 7, 3, 32), 3), inputs("tokens", (1, 5, 40), 3), torch.ones(32)
     full, half = (attention_(query, tokens, key_scale, torch.tensor(scale)) for scale in (1.0, 0.5))
-    assert full.shape == (1, 7, 96)
+    assert full.shape == (1, 7, 3, 32)
     assert error(2 * half, full) < 1e-6
 
 

@@ -45,7 +45,7 @@ def test_attention_follows_the_mathematics_on_the_raw_query(seed, batch):
     raw, flux_scale = inputs("raw", (batch, 11, 96), seed), 1 + 0.5 * inputs("flux", (32,), seed)
     tokens = inputs("tokens", (1, 6, 40), seed)
     query = naive.rms(raw, flux_scale, 3).unflatten(-1, (3, -1))
-    seen = attention(query, tokens, attention.key_scale(flux_scale), torch.tensor(1.0))
+    seen = attention(query, tokens, attention.key_scale(flux_scale), torch.tensor(1.0)).flatten(2)
     by_hand = naive.character_attention(attention.state_dict(), 3, raw, tokens.expand(batch, -1, -1))
     assert error(seen, by_hand) < 1e-5
 

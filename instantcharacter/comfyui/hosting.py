@@ -121,8 +121,9 @@ class HostedResampler:
 class HostedAttention:
     """The folded attention of all blocks.
 
-    Its weights are in pinned host memory; a block's come to the device when they are prefetched. A device that cannot
-    copy while it computes keeps them all.
+    Its weights are in pinned host memory. During a sampling all of them are on the device if they fit beside FLUX;
+    otherwise each block's come while the block before it computes. A device that cannot copy while it computes keeps
+    them all.
 
     Args:
         blocks: on the CPU.
@@ -138,23 +139,24 @@ class HostedAttention:
             for block in blocks:
                 block.to(device)
 
-    def __len__(self) -> int:
-        return len(self._blocks)
+    def on_device(self, room: float) -> AbstractContextManager[None]:
+        """Context manager of a sampling.
 
-    def running(self) -> AbstractContextManager[None]:
-        """Context manager of one call of FLUX, in which the weights may come."""
-        return self._streamed.running() if self._streamed else nullcontext()
+        Args:
+            room: bytes on the device that neither FLUX nor its activations need.
+        """
+        return self._streamed.running(resident=self._streamed.size <= room) if self._streamed else nullcontext()
 
     def prefetch(self, i: int) -> None:
-        """Have block ``i``'s weights come now."""
-        if self._streamed and i < len(self._blocks):
+        """Have block ``i``'s weights come; block 0 follows the last one."""
+        if self._streamed:
             self._streamed.prefetch(i)
 
-    @contextmanager
-    def on_device(self, i: int) -> Iterator[FoldedCharacterAttention]:
-        """Context manager of block ``i``'s attention, on the device."""
-        with self._streamed.on_device(i) if self._streamed else nullcontext():
-            yield self._blocks[i]
+    def load(self, i: int) -> FoldedCharacterAttention:
+        """Block ``i``'s attention, on the device."""
+        if self._streamed:
+            self._streamed.load(i)
+        return self._blocks[i]
 
 
 class HostedCharacter(NamedTuple):

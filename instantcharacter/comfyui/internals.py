@@ -6,7 +6,7 @@ ComfyUI documents none of these, and may change them. ``tests/comfyui/inside/tes
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import comfy.model_management as management
@@ -31,6 +31,12 @@ def unload(patcher: Any) -> None:
 def free_memory_for_models(device: torch.device) -> int:
     """Bytes on a device that models may fill; ComfyUI reserves the rest."""
     return management.get_free_memory(device) - management.extra_reserved_memory()
+
+
+def free_memory_beside(model: Any, latents_shape: Sequence[int]) -> float:
+    """Bytes on a MODEL's device that neither its weights, loaded or not, nor its activations need."""
+    absent = model.model_size() - model.loaded_size()
+    return free_memory_for_models(model.load_device) - absent - model.memory_required(list(latents_shape))
 
 
 def pins_memory() -> bool:

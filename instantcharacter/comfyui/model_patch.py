@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -87,6 +88,7 @@ def _save_areas(executor: Any, model: Any, conds: Any, x_in: Tensor, timestep: T
     return executor(model, conds, x_in, timestep, options)
 
 
+@torch.compiler.disable(recursive=False)
 def _run_step(executor: Any, latents: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Wrapper of each call of FLUX."""
     options = transformer_options(executor, args, kwargs)
@@ -96,9 +98,9 @@ def _run_step(executor: Any, latents: Tensor, timestep: Tensor, *args: Any, **kw
             "InstantCharacter: this sampler calls the MODEL without ComfyUI's own sampling around it, so the schedule "
             "is unknown. Use KSampler, SamplerCustom or SamplerCustomAdvanced."
         )
-    with state.step(executor.class_obj, latents, timestep, options) as step:
-        args, kwargs = with_transformer_options(executor, args, kwargs, {**options, KEY: step})
-        out = executor(latents, timestep, *args, **kwargs)
+    step = state.step(executor.class_obj, latents, timestep, options)
+    args, kwargs = with_transformer_options(executor, args, kwargs, {**options, KEY: step})
+    out = executor(latents, timestep, *args, **kwargs)
     state.check_blocks(step, may_be_skipped=has_inner_wrappers(executor))
     return out
 

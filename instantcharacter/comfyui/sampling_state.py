@@ -18,7 +18,7 @@ from ..model.character import Character
 from ..model.conditioning import Subject, add_subjects
 from .conditioning import CharacterConditioning
 from .hosting import HostedAdapter, HostedAttention
-from .internals import block_and_image_start, compute_dtype, query_norms
+from .internals import block_and_image_start, compute_dtype, free_memory_beside, query_norms
 from .regions import Regions
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class SamplingState:
     def __init__(
         self, conditionings: Sequence[CharacterConditioning], model: Any, noise: Tensor, sigmas: Tensor
     ) -> None:
+        self._model = model
         self._device: torch.device = model.load_device
         self._dtype = compute_dtype(model)
         sampling = model.get_model_object("model_sampling")
@@ -64,21 +65,21 @@ class SamplingState:
         self.regions = Regions(masks, noise.shape[-2:], self._device, self._dtype)
         self._fused = {each.character: self._to_resampler(each) for each in self._conditionings}
         self._key_scales: dict[HostedAdapter, list[Tensor]] = {}
+        self._weights = ExitStack()
         self._one_timestep: Tensor | None = None
         self._any_block_called = False
         self._blocks_checked = False
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Context manager of the sampling: the resamplers are on its device."""
-        with ExitStack() as stack:
+        """Context manager of the sampling, in which the characters' weights are on its device."""
+        with self._weights:
             for adapter in self._attention:
-                stack.enter_context(adapter.resampler.on_device(self._device))
+                self._weights.enter_context(adapter.resampler.on_device(self._device))
             yield
 
-    @contextmanager
-    def step(self, flux: Any, latents: Tensor, timestep: Tensor, options: dict[str, Any]) -> Iterator[StepState]:
-        """Context manager of one call of FLUX, in which the weights of the characters' attention may come.
+    def step(self, flux: Any, latents: Tensor, timestep: Tensor, options: dict[str, Any]) -> StepState:
+        """The state of one call of FLUX.
 
         Args:
             flux: ComfyUI's ``Flux``.
@@ -86,6 +87,8 @@ class SamplingState:
             timestep: [B] in [0, 1], all equal.
             options: ComfyUI's transformer options.
         """
+        if self._one_timestep is None:
+            self._load_attention(latents.shape)
         timestep = _timesteps(timestep)
         if self._conditionings:
             self._note_timesteps(timestep)
@@ -103,10 +106,7 @@ class SamplingState:
             AdapterState(each, self._attention[adapter], self.key_scales(flux, adapter))
             for adapter, each in subjects.items()
         ]
-        with ExitStack() as stack:
-            for adapter in adapters:
-                stack.enter_context(adapter.attention.running())
-            yield StepState(adapters, rows * columns, len(flux.double_blocks))
+        return StepState(adapters, rows * columns, len(flux.double_blocks))
 
     def key_scales(self, flux: Any, adapter: HostedAdapter) -> list[Tensor]:
         """The scale of the adapter's keys in each block, [head_dim], for FLUX as it is loaded, LoRAs included.
@@ -160,6 +160,12 @@ class SamplingState:
             raise RuntimeError(NOT_APPLIED.format("none of its blocks called"))
         if not self._one_timestep:
             raise ValueError("InstantCharacter: the pictures of a batch are at different timesteps; sample them apart")
+
+    def _load_attention(self, latents_shape: Sequence[int]) -> None:
+        """Load the attention's weights, once ComfyUI has loaded FLUX."""
+        room = free_memory_beside(self._model, latents_shape)
+        for attention in self._attention.values():
+            self._weights.enter_context(attention.on_device(room / len(self._attention)))
 
     def _note_timesteps(self, timestep: Tensor) -> None:
         """Compare the pictures' timesteps on the device; :meth:`check_applied` reads the result."""
@@ -230,8 +236,8 @@ class StepState:
         attend = partial(_attend, extra_options)
         for adapter in self.adapters:
             hidden, image_query = attn[:, image], query[:, :, image].transpose(1, 2)
-            with adapter.attention.on_device(block) as attention:
-                add_subjects(hidden, image_query, adapter.subjects, attention, adapter.key_scales[block], attend)
+            attention, key_scale = adapter.attention.load(block), adapter.key_scales[block]
+            add_subjects(hidden, image_query, adapter.subjects, attention, key_scale, attend)
 
 
 def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:

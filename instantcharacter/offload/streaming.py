@@ -163,14 +163,17 @@ class OffloadedModule:
 class StreamedBlocks:
     """Blocks whose weights are on the device one after another, see the module's text.
 
-    Within :meth:`running`, each block computes either within :meth:`on_device`, after :meth:`prefetch` if it is not to
-    wait, or by the hooks of :meth:`register_hooks`, which prefetch as soon as a slot is free.
+    Within :meth:`running`, either the hooks of :meth:`register_hooks` prefetch a block as soon as a slot is free, or
+    the caller does so by :meth:`prefetch` and calls :meth:`load` before the block computes.
 
     Args:
         blocks: the blocks, in the order in which they run; another order works, but is slower.
         device: where they run; one with streams and events, as torch calls them.
         pinned: see :class:`HostWeights`.
         host_weights: where weights in host memory are kept for the next plan.
+
+    Attributes:
+        size: bytes of all blocks on the device.
     """
 
     def __init__(
@@ -183,13 +186,17 @@ class StreamedBlocks:
         host_weights = host_weights or HostWeightsCache()
         self._device = device
         self._weights = [host_weights.get(block, tensors_of(block), pinned) for block in blocks]
+        self._largest = max((weights.size for weights in self._weights), default=0)
+        self.size = len(blocks) * self._largest
         self._slots: list[Tensor] = []
         self._in_slot: list[int | None] = []
+        self._oldest = 0
+        self._resident = False
         if not blocks:  # without blocks, the device needs no streams
             return
         self._backend = torch.get_device_module(device)
         self._copying = self._backend.Stream(device)
-        self._filled = [self._backend.Event() for _ in range(SLOTS)]
+        self._filled = [self._backend.Event() for _ in blocks]
 
     def register_hooks(self, blocks: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Have each block's weights on the device while its ``forward`` runs; the handles remove the hooks.
@@ -206,40 +213,55 @@ class StreamedBlocks:
         return handles
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Context manager that allocates the slots, and starts to copy the first blocks into them."""
+    def running(self, resident: bool = False) -> Iterator[None]:
+        """Context manager that allocates the slots, and starts to copy the first blocks into them.
+
+        Args:
+            resident: all blocks have a slot of their own, and stay in it.
+        """
         if not self._weights:
             yield
             return
-        largest = max(weights.size for weights in self._weights)
-        self._slots = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(SLOTS)]
-        self._in_slot = [None] * SLOTS
+        count = len(self._weights) if resident else SLOTS
+        self._slots = [torch.empty(self._largest, dtype=torch.uint8, device=self._device) for _ in range(count)]
+        self._in_slot = [None] * count
+        self._oldest = 0
         try:
-            for i in range(min(SLOTS, len(self._weights))):
+            for i in range(min(count, len(self._weights))):
                 self._fill(i)
+            if resident:
+                for i in range(count):
+                    self.load(i)
+            self._resident = resident
             yield
         finally:
+            self._resident = False
             self._backend.current_stream(self._device).wait_stream(self._copying)
+            for weights in self._weights:
+                weights.unbind()
             self._slots = []
 
-    @contextmanager
-    def on_device(self, i: int) -> Iterator[None]:
-        """Context manager in which the weights of block ``i`` are on the device."""
-        self._enter(i)
-        try:
-            yield
-        finally:
-            self._weights[i].unbind()
-
     def prefetch(self, i: int) -> None:
-        """Copy the weights of block ``i``, over those of block ``i - SLOTS``."""
-        if self._in_slot[i % SLOTS] != i:
+        """Have block ``i``'s weights come; block 0 follows the last one."""
+        if not self._resident:
+            self._prefetch(i % len(self._weights))
+
+    def load(self, i: int) -> None:
+        """Have block ``i`` compute on the device, until ``SLOTS`` others are prefetched."""
+        if not self._resident:
+            self._enter(i)
+
+    @torch.compiler.disable
+    def _prefetch(self, i: int) -> None:
+        if i not in self._in_slot:
             self._fill(i)
 
+    @torch.compiler.disable
     def _enter(self, i: int, *_: Any) -> None:
-        self.prefetch(i)
-        self._filled[i % SLOTS].wait(self._backend.current_stream(self._device))
-        self._weights[i].bind(self._slots[i % SLOTS])
+        self._prefetch(i)
+        slot = self._in_slot.index(i)
+        self._filled[slot].wait(self._backend.current_stream(self._device))
+        self._weights[i].bind(self._slots[slot])
 
     def _leave(self, i: int, *_: Any) -> None:
         self._weights[i].unbind()
@@ -247,9 +269,10 @@ class StreamedBlocks:
             self._fill(i + SLOTS)
 
     def _fill(self, i: int) -> None:
-        """Copy a block's weights into its slot, once the GPU has computed with the weights that are in it."""
+        """Copy a block's weights into the slot filled longest ago, once the GPU has computed with what is in it."""
+        slot, self._oldest = self._oldest, (self._oldest + 1) % len(self._slots)
         self._copying.wait_stream(self._backend.current_stream(self._device))
         with self._backend.stream(self._copying):
-            self._weights[i].copy_to(self._slots[i % SLOTS])
-            self._filled[i % SLOTS].record(self._copying)
-        self._in_slot[i % SLOTS] = i
+            self._weights[i].copy_to(self._slots[slot])
+            self._filled[slot].record(self._copying)
+        self._in_slot[slot] = i

@@ -17,7 +17,7 @@ from support.pretended_cuda import PretendedCuda
 from support.recorded import error
 
 from instantcharacter import InstantCharacterPipeline
-from instantcharacter.comfyui import hosting
+from instantcharacter.comfyui import hosting, sampling_state
 from instantcharacter.comfyui.conditioning import CharacterConditioning
 from instantcharacter.comfyui.hosting import HostedAdapter, HostedAttention
 from instantcharacter.comfyui.internals import query_norms
@@ -397,17 +397,27 @@ def test_no_call_of_flux_but_the_first_waits_for_the_gpu(patch, window):
     assert not any(waits[1:])
 
 
-def test_weights_are_on_the_device_while_sampling_alone(patch, adapter):
+@pytest.mark.parametrize("room", [0, 1e9])
+def test_weights_are_on_the_device_while_sampling_alone(patch, adapter, room, monkeypatch):
+    monkeypatch.setattr(sampling_state, "free_memory_beside", lambda *_: room)
     device = comfy.model_management.get_torch_device()
     attention = adapter.attention(device, torch.float32)
-    weights = [adapter.adapter.projector.resampler.latents]
-    with attention.running(), attention.on_device(0) as block:
-        weights += block.parameters()
-        assert {weight.device for weight in weights[1:]} == {device}
+    resampler = adapter.adapter.projector.resampler
+    with attention.on_device(room):
+        first, second = attention.load(0), attention.load(1)
+        assert {weight.device for weight in (*first.parameters(), *second.parameters())} == {device}
     during = []
-    sample(patch(), callback=lambda *_: during.append([weight.device for weight in weights]))
-    assert during == [[device] + [CPU] * 4] * 4
-    assert {weight.device for weight in weights} == {CPU}
+    sample(patch(), callback=lambda *_: during.append(resampler.latents.device))
+    assert during == [device] * 4
+    assert {weight.device for module in (resampler, first, second) for weight in module.parameters()} == {CPU}
+
+
+def test_weights_that_come_block_by_block_compute_what_resident_ones_do(patch, monkeypatch):
+    results = []
+    for room in (0, 1e9):
+        monkeypatch.setattr(sampling_state, "free_memory_beside", lambda *_, room=room: room)
+        results.append(sample(patch()))
+    assert torch.equal(*results)
 
 
 def test_attention_is_folded_once_for_an_adapter(patch, adapter, monkeypatch):

@@ -2,6 +2,7 @@
 
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI               # 1024×1024, bfloat16
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --gib 24 12   # on cards of 24 and 12 GiB
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --fast        # in fp8, compiled, and both
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --tiny        # the same code at a tiny size on a CPU
 
 ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn. A card of 24 GiB is a real
@@ -30,16 +31,20 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny size, on the CPU")
     parser.add_argument("--static", action="store_true", help="without dynamic VRAM, ComfyUI's default on NVIDIA")
     parser.add_argument("--gib", type=int, nargs="*", default=[0, 24, 16, 12], help="cards, 0 for the whole one")
+    parser.add_argument("--fast", action="store_true", help="with fp8_e4m3fn_fast, TorchCompileModel and both")
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
-    sys.argv = ["comfyui", *(["--cpu"] if options.tiny else [])]
+    sys.argv = ["comfyui", *(["--cpu", "--use-pytorch-cross-attention"] if options.tiny else [])]
     sys.path.insert(0, str(options.comfyui))
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    if not options.tiny and not options.static:
+    if not (options.tiny or options.static or options.fast):  # TorchCompileModel turns it off by itself
         enable_dynamic_vram()
-    measure([0] if options.tiny else options.gib, options.tiny, options.steps)
+    if options.fast:
+        measure_fast(options.tiny, options.steps)
+    else:
+        measure([0] if options.tiny else options.gib, options.tiny, options.steps)
 
 
 def enable_dynamic_vram() -> None:
@@ -59,20 +64,29 @@ def enable_dynamic_vram() -> None:
     print("dynamic VRAM")
 
 
-def measure(cards: list[int], tiny: bool, steps: int) -> None:
-    import comfy.model_management as management
+def print_versions(tiny: bool) -> None:
     import comfyui_version
     import torch
 
+    name = "cpu" if tiny else torch.cuda.get_device_name()
+    print(f"{time.strftime('%Y-%m-%d')}, {name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}")
+
+
+def with_a_character(model: Any, adapter: Any) -> Any:
     from instantcharacter.comfyui.hosting import HostedAdapter
     from instantcharacter.comfyui.model_patch import CharacterConditioning, apply
 
-    name = "cpu" if tiny else torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}")
-    model, adapter = build(tiny)
     hosted = HostedAdapter(adapter)
-    character = make_character(adapter, hosted)
-    patched = apply(model, CharacterConditioning(hosted, character, 0.9))
+    return apply(model, CharacterConditioning(hosted, make_character(adapter, hosted), 0.9))
+
+
+def measure(cards: list[int], tiny: bool, steps: int) -> None:
+    """Steps on cards of these GiB, 0 for the whole one."""
+    import comfy.model_management as management
+
+    print_versions(tiny)
+    model, adapter = build(tiny)
+    patched = with_a_character(model, adapter)
     for on, which in ((model, "plain"), (patched, "with a character")):
         begin = time.perf_counter()
         sample(on, 1, tiny)
@@ -84,12 +98,38 @@ def measure(cards: list[int], tiny: bool, steps: int) -> None:
             print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {compare(model, patched, steps, tiny)}", flush=True)
 
 
+def measure_fast(tiny: bool, steps: int) -> None:
+    """Steps on the whole card in fp8 arithmetic, compiled, and both, and how far one step's result is off."""
+    import comfy.model_management as management
+    import torch
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    print_versions(tiny)
+    fp8 = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True}
+    exact = None
+    for name, storage in (("bf16", {}), ("fp8_e4m3fn_fast", fp8)):
+        torch.manual_seed(0)
+        model, adapter = build(tiny, storage)
+        patched = with_a_character(model, adapter)
+        for compiled in (False, True):
+            both = [
+                TorchCompileModel.execute(each, "inductor").args[0] if compiled else each for each in (model, patched)
+            ]
+            line = compare(*both, steps, tiny)
+            latents = sample(both[1], 1, tiny)[2]
+            exact = latents if exact is None else exact
+            off = ((latents - exact).norm() / exact.norm()).item()
+            print(f"{name + ', compiled' * compiled:>26s}: {line}; one step is {off:.1e} off bf16", flush=True)
+        del model, patched, both
+        management.unload_all_models()
+
+
 def compare(model: Any, patched: Any, steps: int, tiny: bool) -> str:
     """A line: steps of both MODELs, in turn."""
     times: dict[str, list[float]] = {"plain": [], "character": []}
     peaks = {}
     for on, which in ((model, "plain"), (patched, "character")) * 3:
-        seconds, peaks[which] = sample(on, steps, tiny)
+        seconds, peaks[which], _ = sample(on, steps, tiny)
         times[which] += seconds
     plain, ours = (statistics.median(times[which]) for which in ("plain", "character"))
     return (
@@ -98,8 +138,8 @@ def compare(model: Any, patched: Any, steps: int, tiny: bool) -> str:
     )
 
 
-def build(tiny: bool) -> tuple[Any, Any]:
-    """FLUX as ComfyUI's MODEL, and an adapter for it."""
+def build(tiny: bool, storage: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """FLUX as ComfyUI's MODEL, stored as Load Diffusion Model's options say, and an adapter for it."""
     import comfy.sd
     import torch
 
@@ -108,9 +148,10 @@ def build(tiny: bool) -> tuple[Any, Any]:
     if tiny:
         from support import recorded
 
-        return comfy.sd.load_diffusion_model_state_dict(recorded.transformer().state_dict()), recorded.adapter()
+        state = recorded.transformer().state_dict()
+        return comfy.sd.load_diffusion_model_state_dict(state, model_options=storage or {}), recorded.adapter()
     state = random_weights(released_flux())
-    model = comfy.sd.load_diffusion_model_state_dict(state)
+    model = comfy.sd.load_diffusion_model_state_dict(state, model_options=storage or {})
     with torch.device("meta"):
         adapter = CharacterAdapter()
     adapter.load_state_dict(random_weights(adapter), assign=True)
@@ -152,17 +193,18 @@ def make_character(adapter: Any, hosted: Any) -> Any:
     return Character(torch.randn(1, tokens, width).to(weight), hosted.fingerprint)
 
 
-def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float]:
-    """Seconds of every step but the first, and the peak of the GPU's memory in GiB."""
+def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float, Any]:
+    """Seconds of every step but the first, the peak of the GPU's memory in GiB, and the latents."""
     import comfy.sample
     import comfy.samplers
     import torch
 
     flux = model.model.diffusion_model.params
     side = 16 if tiny else 128
-    noise = torch.randn(1, 16, side, side)
-    pooled = {"pooled_output": torch.randn(1, flux.vec_in_dim), "guidance": 3.5}
-    positive = [[torch.randn(1, 16 if tiny else 512, flux.context_in_dim), pooled]]
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 16, side, side, generator=random)
+    pooled = {"pooled_output": torch.randn(1, flux.vec_in_dim, generator=random), "guidance": 3.5}
+    positive = [[torch.randn(1, 16 if tiny else 512, flux.context_in_dim, generator=random), pooled]]
     sigmas = torch.linspace(1, 0, steps + 1)
     euler = comfy.samplers.sampler_object("euler")
     ticks: list[Any] = []
@@ -176,14 +218,14 @@ def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float]:
 
     if not tiny:
         torch.cuda.reset_peak_memory_stats()
-    comfy.sample.sample_custom(
+    latents = comfy.sample.sample_custom(
         model, noise, 1.0, euler, sigmas, positive, [], noise * 0, callback=tick, disable_pbar=True
     )
     if tiny:
-        return [after - before for before, after in pairwise(ticks)][1:], 0.0
+        return [after - before for before, after in pairwise(ticks)][1:], 0.0, latents
     torch.cuda.synchronize()
     seconds = [before.elapsed_time(after) / 1000 for before, after in pairwise(ticks)][1:]
-    return seconds, torch.cuda.max_memory_allocated() / GIB
+    return seconds, torch.cuda.max_memory_allocated() / GIB, latents
 
 
 if __name__ == "__main__":

@@ -139,6 +139,11 @@ class HostedAttention:
             for block in blocks:
                 block.to(device)
 
+    @property
+    def resident(self) -> bool:
+        """Whether all weights are on the device, as far as they are there at all."""
+        return self._streamed is None or self._streamed.resident
+
     def on_device(self, room: float) -> AbstractContextManager[None]:
         """Context manager of a sampling.
 

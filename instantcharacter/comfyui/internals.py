@@ -11,6 +11,8 @@ from typing import Any
 
 import comfy.model_management as management
 import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import nn
 
 MANUAL_CAST_DTYPE = "manual_cast_dtype"
@@ -59,6 +61,16 @@ def block_and_image_start(extra_options: dict[str, Any], double_blocks: int) -> 
     """The block that an attention patch is called in, double blocks first, and its first image token."""
     offset = double_blocks if extra_options["block_type"] == "single" else 0
     return extra_options["block_index"] + offset, extra_options["img_slice"][0]
+
+
+def apply_model_options(executor: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """ComfyUI's transformer options among the arguments of an ``APPLY_MODEL`` wrapper."""
+    return transformer_options(executor, args[2:], kwargs)
+
+
+def is_compiled(options: dict[str, Any]) -> bool:
+    """Whether the node TorchCompileModel, or another that does as it does, compiles the MODEL of these options."""
+    return COMPILE_KEY in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
 
 
 def transformer_options(executor: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from .checks import check_comfyui, check_flux
 from .conditioning import CharacterConditioning
-from .internals import has_inner_wrappers, transformer_options, with_transformer_options
+from .internals import (
+    apply_model_options,
+    has_inner_wrappers,
+    is_compiled,
+    transformer_options,
+    with_transformer_options,
+)
 from .sampling_state import SamplingState, StepState
 
 KEY = "instantcharacter"
@@ -51,6 +57,7 @@ def apply(model: Any, conditioning: CharacterConditioning) -> Any:
     for point, wrapper in (
         (WrappersMP.OUTER_SAMPLE, partial(_sample, conditionings)),
         (WrappersMP.CALC_COND_BATCH, _save_areas),
+        (WrappersMP.APPLY_MODEL, _load_attention),
         (WrappersMP.DIFFUSION_MODEL, _run_step),
     ):
         patched.remove_wrappers_with_key(point, KEY)
@@ -86,6 +93,21 @@ def _save_areas(executor: Any, model: Any, conds: Any, x_in: Tensor, timestep: T
             cond["uuid"]: cond.get("area") for prompts in conds for cond in prompts or () if "uuid" in cond
         }
     return executor(model, conds, x_in, timestep, options)
+
+
+def _load_attention(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrapper around each call of FLUX, compiled or not: loads the weights, once ComfyUI has loaded FLUX's.
+
+    ComfyUI compiles FLUX without guards on its transformer options, and would run a graph again for a MODEL with other
+    characters, or with none. An argument that FLUX ignores, named after what the graph depends on, keeps them apart.
+    """
+    options = apply_model_options(executor, args, kwargs)
+    state = options.get(KEY)
+    if isinstance(state, SamplingState):
+        state.load_attention(args[0].shape)
+        if is_compiled(options):
+            kwargs = {**kwargs, state.graph_name: None}
+    return executor(*args, **kwargs)
 
 
 @torch.compiler.disable(recursive=False)

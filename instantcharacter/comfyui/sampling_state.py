@@ -28,7 +28,8 @@ EVERY_TIMESTEP = (0.0, float("inf"))
 NOT_APPLIED = (
     "InstantCharacter: FLUX ran, but {} the character's patches, so the character is not in the picture. "
     "Another node replaces FLUX's attention (TeaCache or another speed-up node, Nunchaku, an older IP-Adapter pack): "
-    "remove it. ComfyUI's own EasyCache and LazyCache work."
+    "remove it. ComfyUI's own EasyCache and LazyCache work. With TorchCompileModel and another attention than torch's: "
+    "restart ComfyUI, since it runs what it compiled before."
 )
 
 
@@ -65,7 +66,9 @@ class SamplingState:
         self.regions = Regions(masks, noise.shape[-2:], self._device, self._dtype)
         self._fused = {each.character: self._to_resampler(each) for each in self._conditionings}
         self._key_scales: dict[HostedAdapter, list[Tensor]] = {}
+        self._steps = len(sigmas) - 1
         self._weights = ExitStack()
+        self._attention_loaded = False
         self._one_timestep: Tensor | None = None
         self._any_block_called = False
         self._blocks_checked = False
@@ -78,6 +81,35 @@ class SamplingState:
                 self._weights.enter_context(adapter.resampler.on_device(self._device))
             yield
 
+    def load_attention(self, latents_shape: Sequence[int]) -> None:
+        """Load the weights of the attention, if they are not; see :meth:`HostedAttention.on_device`.
+
+        Args:
+            latents_shape: of the pictures that FLUX is called with.
+        """
+        if self._attention_loaded:
+            return
+        self._attention_loaded = True
+        room = free_memory_beside(self._model, latents_shape)
+        for attention in self._attention.values():
+            self._weights.enter_context(attention.on_device(room / len(self._attention)))
+
+    @property
+    def graph_name(self) -> str:
+        """A name for all that a graph of FLUX with these characters depends on, beside the pictures' size."""
+        adapters = list(self._attention)
+        parts = [
+            (
+                adapters.index(each.adapter),
+                self._attention[each.adapter].resident,
+                None if each.mask is None else len(each.mask),
+                self._windows[each] != EVERY_TIMESTEP,
+            )
+            for each in self._conditionings
+        ]
+        return f"instantcharacter {parts}"
+
+    @torch.compiler.disable
     def step(self, flux: Any, latents: Tensor, timestep: Tensor, options: dict[str, Any]) -> StepState:
         """The state of one call of FLUX.
 
@@ -87,8 +119,6 @@ class SamplingState:
             timestep: [B] in [0, 1], all equal.
             options: ComfyUI's transformer options.
         """
-        if self._one_timestep is None:
-            self._load_attention(latents.shape)
         timestep = _timesteps(timestep)
         if self._conditionings:
             self._note_timesteps(timestep)
@@ -151,21 +181,15 @@ class SamplingState:
         """Check the whole sampling, after it.
 
         Raises:
-            RuntimeError: FLUX ran, and none of its blocks called the patches.
+            RuntimeError: there were steps, and none of FLUX's blocks called the patches.
             ValueError: the pictures of a batch were at different timesteps.
         """
-        if self._one_timestep is None:
+        if not self._conditionings or self._steps < 1:
             return
         if not self._any_block_called:
             raise RuntimeError(NOT_APPLIED.format("none of its blocks called"))
-        if not self._one_timestep:
+        if self._one_timestep is not None and not self._one_timestep:
             raise ValueError("InstantCharacter: the pictures of a batch are at different timesteps; sample them apart")
-
-    def _load_attention(self, latents_shape: Sequence[int]) -> None:
-        """Load the attention's weights, once ComfyUI has loaded FLUX."""
-        room = free_memory_beside(self._model, latents_shape)
-        for attention in self._attention.values():
-            self._weights.enter_context(attention.on_device(room / len(self._attention)))
 
     def _note_timesteps(self, timestep: Tensor) -> None:
         """Compare the pictures' timesteps on the device; :meth:`check_applied` reads the result."""

@@ -174,6 +174,7 @@ class StreamedBlocks:
 
     Attributes:
         size: bytes of all blocks on the device.
+        resident: whether all blocks are there now.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class StreamedBlocks:
         self._slots: list[Tensor] = []
         self._in_slot: list[int | None] = []
         self._oldest = 0
-        self._resident = False
+        self.resident = False
         if not blocks:  # without blocks, the device needs no streams
             return
         self._backend = torch.get_device_module(device)
@@ -232,10 +233,10 @@ class StreamedBlocks:
             if resident:
                 for i in range(count):
                     self.load(i)
-            self._resident = resident
+            self.resident = resident
             yield
         finally:
-            self._resident = False
+            self.resident = False
             self._backend.current_stream(self._device).wait_stream(self._copying)
             for weights in self._weights:
                 weights.unbind()
@@ -243,12 +244,12 @@ class StreamedBlocks:
 
     def prefetch(self, i: int) -> None:
         """Have block ``i``'s weights come; block 0 follows the last one."""
-        if not self._resident:
+        if not self.resident:
             self._prefetch(i % len(self._weights))
 
     def load(self, i: int) -> None:
         """Have block ``i`` compute on the device, until ``SLOTS`` others are prefetched."""
-        if not self._resident:
+        if not self.resident:
             self._enter(i)
 
     @torch.compiler.disable

@@ -9,7 +9,7 @@ import torch
 from support.pretended_cuda import CPU, CUDA, PretendedCuda
 from torch import nn
 
-from instantcharacter.offload.host_weights import HostWeightsCache
+from instantcharacter.offload.host_weights import HostWeights, HostWeightsCache
 from instantcharacter.offload.streaming import OffloadedModule, StreamedBlocks, is_offloaded, on_device
 
 
@@ -158,5 +158,72 @@ def test_a_module_gets_its_tensors_back_after_an_error():
 
 
 def test_no_streamed_blocks_need_no_streams():
-    with StreamedBlocks([], CPU, False, HostWeightsCache()).running():
+    with StreamedBlocks([], CPU, False).running():
         pass
+
+
+def copies(blocks: StreamedBlocks, monkeypatch) -> list[int]:
+    """The sizes of all copies of weights to the device, from now on."""
+    made: list[int] = []
+    copy_to = HostWeights.copy_to
+    monkeypatch.setattr(HostWeights, "copy_to", lambda self, slot: made.append(self.size) or copy_to(self, slot))
+    return made
+
+
+def test_blocks_that_are_prefetched_come_once_a_round(monkeypatch):
+    model = Chain()
+    expected = model.blocks[0](X)
+    with PretendedCuda() as card:
+        blocks = StreamedBlocks(model.blocks, CUDA, True)
+        made = copies(blocks, monkeypatch)
+        with blocks.running():
+            for _ in range(3):
+                for i, block in enumerate(model.blocks):
+                    blocks.prefetch(i + 1)
+                    blocks.load(i)
+                    output = block(X.to(CUDA))
+                    assert i or torch.equal(output.cpu(), expected)
+        assert len(made) == 3 * len(model.blocks) + 1
+        assert {parameter.device for parameter in model.parameters()} == {CPU}
+        assert not card.races
+
+
+def test_blocks_that_were_not_prefetched_come_all_the_same():
+    model = Chain()
+    expected = [block(X) for block in model.blocks]
+    with PretendedCuda() as card:
+        blocks = StreamedBlocks(model.blocks, CUDA, True)
+        with blocks.running():
+            for i in (4, 0, 0, 3, 1, 4):
+                blocks.load(i)
+                assert torch.equal(model.blocks[i](X.to(CUDA)).cpu(), expected[i])
+        assert not card.races
+
+
+def test_resident_blocks_come_once(monkeypatch):
+    model = Chain()
+    expected = [block(X) for block in model.blocks]
+    with PretendedCuda() as card:
+        blocks = StreamedBlocks(model.blocks, CUDA, True)
+        made = copies(blocks, monkeypatch)
+        before = card.allocated
+        with blocks.running(resident=True):
+            for i in (4, 0, 0, 3, 1, 4):
+                blocks.prefetch(i + 1)
+                blocks.load(i)
+                assert torch.equal(model.blocks[i](X.to(CUDA)).cpu(), expected[i])
+            assert card.allocated - before >= blocks.size
+        assert len(made) == len(model.blocks)
+        assert card.allocated == before
+        assert not card.races
+
+
+def test_a_failed_run_leaves_the_weights_in_host_memory():
+    model = Chain()
+    with PretendedCuda() as card:
+        blocks = StreamedBlocks(model.blocks, CUDA, True)
+        with pytest.raises(KeyboardInterrupt), blocks.running():
+            blocks.load(2)
+            raise KeyboardInterrupt
+        assert {parameter.device for parameter in model.parameters()} == {CPU}
+        assert not card.races

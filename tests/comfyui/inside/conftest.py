@@ -13,7 +13,7 @@ from collections.abc import Iterator
 MODE = os.environ.get("PRETENDED_CUDA", "")
 PAGES = {"tight": 900}
 
-sys.argv = ["comfyui", "--fp32-unet"] if MODE else ["comfyui", "--cpu"]
+sys.argv = ["comfyui", "--use-pytorch-cross-attention", "--fp32-unet" if MODE else "--cpu"]  # attention as on NVIDIA
 sys.argv += ["--novram"] if MODE == "novram" else []
 sys.path.insert(0, os.environ["INSIDE_COMFYUI"])
 

@@ -8,13 +8,15 @@ parts:
   files      makes the released files of random numbers; the other parts make missing files, too
   all        every workflow on the whole card, with switches between the two ways
   24, 12, …  the same on a card of 24, 12, … GiB: another process holds the rest of the GPU's memory
+  switches   the two ways in turn, five times
   changes    what users change: prompts, scales, a photograph without alpha, a painted mask
   lora       LoRAs and their strength, and fp8, in both ways
   compile    the self-contained way, compiled
   folders    the earlier pack's workflow with diffusers folders; 24 GB more of files, so that
              BASE/models/diffusers/FLUX.1-dev may link to another disk
   gguf       the workflow with a GGUF file, where ComfyUI has ComfyUI-GGUF in its custom_nodes; 13 GB more of files
--static at the end of a part, such as 24-static, turns off dynamic VRAM, ComfyUI's default on NVIDIA.
+-24 at the end of a part, such as switches-24, runs it on such a card; -static at the very end, such as 24-static, turns
+off dynamic VRAM, ComfyUI's default on NVIDIA.
 
 ComfyUI is at $COMFYUI_PATH or ~/comfy/ComfyUI, its Python at $COMFYUI_PYTHON or in its .venv.
 Times are from the queue to the saved file. GPU memory is nvidia-smi's peak above the memory of other processes, host

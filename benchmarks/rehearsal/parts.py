@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
-from .prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, WORKFLOWS, Prompt
+from .prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, SWITCHES, WORKFLOWS, Prompt
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ PARTS = (
     RehearsalPart("files"),
     RehearsalPart("all", WORKFLOWS),
     RehearsalPart("changes", CHANGES),
+    RehearsalPart("switches", SWITCHES),
     RehearsalPart("lora", LORA),
     RehearsalPart("compile", COMPILED),
     RehearsalPart("folders", FOLDERS, ("diffusers",)),
@@ -40,13 +41,12 @@ USUAL = ("all", "changes", "lora", "folders")
 
 
 def part_named(name: str) -> RehearsalPart:
-    stem = name.removesuffix("-static")
-    known = {part.name: part for part in PARTS}
-    if stem.isdecimal():
-        known[stem] = replace(known["all"], gib=int(stem))
-    if stem not in known:
+    """A part by its name, such as ``24``, ``24-static`` or ``switches-24``."""
+    stem, known = name.removesuffix("-static"), {part.name: part for part in PARTS}
+    prompts, _, gib = (f"all-{stem}" if stem.isdecimal() else stem).partition("-")
+    if prompts not in known or not (gib.isdecimal() or not gib):
         raise argparse.ArgumentTypeError(f"{name} is no part; expected {', '.join(known)}, or GiB such as 24")
-    return replace(known[stem], name=name, static=stem != name)
+    return replace(known[prompts], name=name, gib=int(gib) if gib else None, static=stem != name)
 
 
 def tiny(parts: list[RehearsalPart]) -> RehearsalPart:

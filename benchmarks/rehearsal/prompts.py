@@ -98,6 +98,12 @@ CHANGES = (
     Prompt("load a photograph's", "load_character", {"name": "photo.safetensors"}),
     Prompt("earlier pack's, photograph", "earlier_pack", {"seed": 3, "image": "photograph.jpg"}),
 )
+SWITCHES = (
+    native("cold"),
+    own("first after native"),
+    *(way(f"turn {turn}", seed=10 * turn + i) for turn in range(1, 6) for i, way in enumerate((native, own))),
+)
+"""The two ways in turn, five times in one server: what a switch costs, and whether memory returns."""
 LORA = (
     own("LoRA, first", lora="style_lora.safetensors"),
     own("LoRA, next seed", lora="style_lora.safetensors", seed=2),

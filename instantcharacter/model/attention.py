@@ -1,7 +1,7 @@
 """Character attention in one FLUX block: its image tokens attend to the character, beside FLUX's own attention.
 
 Two modules compute it. :class:`CharacterAttention` has the checkpoint's weights and is trained;
-:class:`FoldedCharacterAttention` has them multiplied out for inference, see :mod:`.folding`. Both have one signature.
+:class:`FoldedCharacterAttention` has them multiplied out for inference, see :mod:`.folding`. They differ in their tokens.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ class CharacterAttention(nn.Module):
         dim: width of the FLUX transformer, 3072 in FLUX.1.
         heads: its attention heads, 24.
         token_dim: width of the character tokens, 4096.
+        linear: class of the two projections; ComfyUI's moves its weights layer by layer.
     """
 
-    def __init__(self, dim: int, heads: int, token_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, token_dim: int, linear: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
         self.norm_ip_q = QKNormScale(dim // heads)
-        self.to_k_ip = nn.Linear(token_dim, dim)
+        self.to_k_ip = linear(token_dim, dim)
         self.norm_ip_k = QKNormScale(dim // heads)
-        self.to_v_ip = nn.Linear(token_dim, dim)
+        self.to_v_ip = linear(token_dim, dim)
 
     def key_scale(self, query_scale: Tensor) -> Tensor:
         """The scale of the normalised keys, ``norm_ip_q · norm_ip_k / query_scale``, [dim/heads] in float32.
@@ -73,26 +74,11 @@ class CharacterAttention(nn.Module):
         return _attend_to_character(query, key, value, key_scale.to(tokens), scale, attend)
 
 
-class FoldedCharacterAttention(nn.Module):
+class FoldedCharacterAttention(CharacterAttention):
     """:class:`CharacterAttention` with the resampler's output projection merged into its keys and values.
 
-    For inference only. :func:`~.fold` computes the weights.
-
-    Args:
-        folded_dim: width of folded tokens, resampler_dim + 8.
-        dim: width of the FLUX transformer.
-        linear: class of the two projections; ComfyUI's moves its weights layer by layer.
+    For inference only. :func:`~.fold` computes the weights. Its tokens are folded: ``token_dim`` is resampler_dim + 8.
     """
-
-    def __init__(self, folded_dim: int, dim: int, linear: type[nn.Linear] = nn.Linear) -> None:
-        super().__init__()
-        self.to_k_ip = linear(folded_dim, dim)
-        self.to_v_ip = linear(folded_dim, dim)
-
-    def forward(self, query: Tensor, tokens: Tensor, key_scale: Tensor, scale: Tensor, attend: Attend = sdpa) -> Tensor:
-        """As :meth:`CharacterAttention.forward`, for folded tokens, [B or 1, N, folded_dim]."""
-        key, value = self.to_k_ip(tokens), self.to_v_ip(tokens)
-        return _attend_to_character(query, key, value, key_scale.to(tokens), scale, attend)
 
 
 class QKNormScale(nn.Module):

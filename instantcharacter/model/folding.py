@@ -13,6 +13,7 @@ values then come from 1288 channels in place of 4096, which takes a third of the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from .adapter import CharacterAdapter
 from .attention import FoldedCharacterAttention
-from .resampler import FOLDED_CHANNELS
+from .resampler import FOLDED_CHANNELS, Resampler
 
 
 @torch.no_grad()
@@ -33,33 +34,96 @@ def fold(
 ) -> Iterator[FoldedCharacterAttention]:
     """The adapter's attention modules, folded, one block at a time; the adapter is not changed.
 
-    The products are computed in float32.
+    The products are computed in float32 and rounded once, to ``dtype``. The modules of a folded adapter need no folding.
+    Weights that need neither folding nor conversion are the adapter's own.
 
     Args:
         adapter: to fold.
         device: of the folded weights.
-        dtype: of the folded weights.
-        linear: see :class:`~.FoldedCharacterAttention`.
+        dtype: of the folded keys and values; the norms keep theirs.
+        linear: see :class:`~.CharacterAttention`.
         compute_on: device of the products, ``device`` if None: a second on a GPU, a minute on a CPU.
     """
-    compute = compute_on or device
-    resampler, config = adapter.projector.resampler, adapter.config
-    project, norm = (_in_float32(module, compute) for module in (resampler.proj_out, resampler.norm_out))
-    columns = torch.cat([project["weight"], project["bias"][:, None]], dim=1)
-    columns = norm["weight"][:, None] * (columns - columns.mean(dim=0))
+    config = adapter.config
+    token_dim = config.resampler_dim + FOLDED_CHANNELS
+    projection = None if adapter.folded else _output_projection(adapter.projector.resampler, compute_on or device)
     for attention in adapter.attention:
-        with torch.device("meta"):
-            folded = FoldedCharacterAttention(config.resampler_dim + FOLDED_CHANNELS, config.attention_dim, linear)
-        weights = _in_float32(attention, compute)
-        state = {}
+        state = attention.state_dict()
         for name in ("to_k_ip", "to_v_ip"):
-            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            state[f"{name}.weight"] = F.pad(weight @ columns, (0, FOLDED_CHANNELS - 1)).to(device, dtype)
-            state[f"{name}.bias"] = (bias + weight @ norm["bias"]).to(device, dtype)
-        folded.load_state_dict(state, assign=True)
+            weight, bias = f"{name}.weight", f"{name}.bias"
+            if projection:
+                state[weight], state[bias] = _fold_linear(state[weight], state[bias], *projection)
+            state[weight], state[bias] = state[weight].to(dtype), state[bias].to(dtype)  # before they leave the GPU
+        with torch.device("meta"):
+            folded = FoldedCharacterAttention(config.attention_dim, config.attention_heads, token_dim, linear)
+        folded.load_state_dict({key: tensor.to(device) for key, tensor in state.items()}, assign=True)
         yield folded.requires_grad_(False)
 
 
-def _in_float32(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """A module's state, on a device."""
-    return {key: tensor.to(device, torch.float32) for key, tensor in module.state_dict().items()}
+def fold_adapter(
+    adapter: CharacterAdapter, dtype: torch.dtype, compute_on: torch.device | None = None
+) -> CharacterAdapter:
+    """A folded adapter on the CPU, for inference: the resampler, and the attention folded to ``dtype``.
+
+    It generates what the whole adapter does, of the characters that the whole adapter makes. Where FLUX computes in
+    another dtype, it has the rounding of this one too.
+
+    Args:
+        adapter: whole.
+        dtype: of its weights; the attention's norms keep theirs.
+        compute_on: see :func:`fold`.
+
+    Raises:
+        ValueError: the adapter is folded already.
+    """
+    adapter.check_whole("be folded again")
+    cpu = torch.device("cpu")
+    with torch.device("meta"):
+        folded = CharacterAdapter(adapter.config, folded=True)
+    resampler = {key: tensor.to(cpu, dtype) for key, tensor in adapter.projector.resampler.state_dict().items()}
+    folded.projector.resampler.load_state_dict(resampler, assign=True)
+    folded.attention = nn.ModuleList(fold(adapter, cpu, dtype, compute_on=compute_on))  # type: ignore[assignment]
+    folded.keep_fingerprint(adapter.fingerprint())
+    return folded.eval().requires_grad_(False)
+
+
+def _output_projection(resampler: Resampler, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The resampler's output projection and norm as γ C [P p], [token_dim, resampler_dim + 1], and β, in float32."""
+    project, norm = resampler.proj_out, resampler.norm_out
+    weight, bias, gain, shift = (
+        _in_float32(tensor, device) for tensor in (project.weight, project.bias, norm.weight, norm.bias)
+    )
+    columns = torch.cat([weight, bias[:, None]], dim=1)
+    return gain[:, None] * (columns - columns.mean(dim=0)), shift
+
+
+def _fold_linear(weight: Tensor, bias: Tensor, columns: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of keys or values of folded tokens, in float32 on the device of ``columns``.
+
+    Args:
+        weight: [dim, token_dim], of keys or values of whole tokens.
+        bias: [dim].
+        columns: see :func:`_output_projection`.
+        shift: see :func:`_output_projection`.
+    """
+    weight, bias = _in_float32(weight, columns.device), _in_float32(bias, columns.device)
+    with _without_tf32():
+        return F.pad(weight @ columns, (0, FOLDED_CHANNELS - 1)), bias + weight @ shift
+
+
+def _in_float32(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor in float32 on a device. It is converted there: in one call, torch would convert it on the CPU."""
+    return tensor.to(device).float()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Context manager in which GPUs multiply float32 matrices exactly, though the user may allow TF32."""
+    matmul = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    allowed = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, allowed)

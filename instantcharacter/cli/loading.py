@@ -35,26 +35,32 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def load_adapter(options: EncodeOptions) -> CharacterAdapter:
-    """The adapter, on the CPU."""
+    """The adapter, memory-mapped; its resampler is in the dtype that it computes in, the rest in that of the file."""
     dtype = choose_dtype(options.dtype, choose_device(options.device))
     with stage_bar("adapter", 1) as start:
         start("loading")
-        return CharacterAdapter.from_file(adapter_file(options.adapter), dtype=dtype)
+        adapter = CharacterAdapter.from_file(adapter_file(options.adapter))
+        adapter.projector.resampler.to(dtype)
+    return adapter
 
 
 def create_characters(
     adapter: CharacterAdapter, pictures: Sequence[Image.Image], options: EncodeOptions
 ) -> list[Character]:
-    """A character of each picture. The encoders are freed afterwards."""
+    """A character of each picture. The encoders are freed afterwards.
+
+    Raises:
+        ValueError: a folded adapter.
+    """
+    adapter.check_whole("make a character")
     device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
     with stage_bar("reference", 1 + len(pictures)) as start:
         start("loading the encoders")
         with hub_errors(options.siglip, options.dinov2):
-            encoder = CharacterEncoder.from_pretrained(
-                options.siglip, options.dinov2, dtype=choose_dtype(options.dtype, device)
-            )
+            encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype="auto")
         characters = []
-        with on_device(encoder, device), on_device(adapter.projector, device):
+        with on_device(encoder, device, dtype), on_device(adapter.projector, device, dtype):
             for picture in pictures:
                 start("encoding a picture")
                 characters.append(adapter.create_character(encoder(picture, options.fit)))

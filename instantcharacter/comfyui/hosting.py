@@ -16,6 +16,7 @@ from ..model.adapter import CharacterAdapter
 from ..model.character import Character
 from ..model.folding import fold
 from .internals import linear_layer, partial_patcher, unload
+from .patchers import HostedPatcher
 
 
 def to_patcher(module: nn.Module, partial: bool = False) -> Any:
@@ -57,20 +58,24 @@ class CharacterBlocks(nn.ModuleList):
 class HostedAdapter:
     """A CHARACTER_ADAPTER: an adapter whose weights ComfyUI manages, for the Sampler and for Apply alike.
 
+    Args:
+        adapter: in host memory.
+        dtype: of the projector's weights on ComfyUI's device, their own if None.
+
     Attributes:
-        adapter: the adapter. The patchers below share its weights.
+        adapter: the adapter, whole or folded. The patchers below share its weights.
         fingerprint: see :meth:`CharacterAdapter.fingerprint`.
         fusion: ``ModelPatcher`` of the projector's modules that run once a picture.
         resampler: ``ModelPatcher`` of the projector's modules that run at each timestep.
         tokens: the tokens of each character's last schedule.
     """
 
-    def __init__(self, adapter: CharacterAdapter) -> None:
+    def __init__(self, adapter: CharacterAdapter, dtype: torch.dtype | None = None) -> None:
         self.adapter = adapter
         self.fingerprint = adapter.fingerprint()
         projector = adapter.projector
-        self.fusion = to_patcher(CharacterFusion(projector.fusion_modules()))
-        self.resampler = to_patcher(projector.resampler)
+        self.fusion = HostedPatcher(CharacterFusion(projector.fusion_modules()), dtype)
+        self.resampler = HostedPatcher(projector.resampler, dtype)
         self.tokens = TokenCache(projector)
         self._attention: dict[torch.dtype, Any] = {}
 

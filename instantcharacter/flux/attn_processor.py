@@ -192,8 +192,10 @@ def _for_inference(
 ) -> Iterator[Block]:
     """Folded copies of the adapter's attention, with the scales of their keys."""
     device = query_scales[0].device
-    for attention, query_scale in zip(fold(adapter, device, dtype, compute_on=compute_on), query_scales, strict=True):
-        yield attention, {"key_scale": attention.key_scale(query_scale).to(dtype)}
+    blocks = zip(fold(adapter, device, dtype, compute_on=compute_on), adapter.attention, query_scales, strict=True)
+    for folded, attention, query_scale in blocks:
+        key_scale = attention.key_scale(query_scale.to(attention.norm_ip_q.scale.device))
+        yield folded, {"key_scale": key_scale.detach().to(device, dtype)}
 
 
 def detach(transformer: FluxTransformer2DModel) -> None:

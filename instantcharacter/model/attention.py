@@ -1,7 +1,7 @@
 """Character attention in one FLUX block: its image tokens attend to the character, beside FLUX's own attention.
 
 Two modules compute it. :class:`CharacterAttention` has the checkpoint's weights and is trained;
-:class:`FoldedCharacterAttention` has them multiplied out for inference, see :mod:`.folding`. They differ in their tokens.
+:class:`FoldedCharacterAttention` has them multiplied out for inference, see :mod:`.folding`, and takes other tokens.
 """
 
 from __future__ import annotations

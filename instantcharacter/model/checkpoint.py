@@ -77,7 +77,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         config = _parse_config(metadata["config"], path) if "config" in metadata else None
         fingerprint, folded = metadata.get("fingerprint"), metadata.get("format") == FOLDED_FORMAT
         if folded and not fingerprint:
-            raise ValueError(f"{path} does not state the fingerprint of the adapter that it was folded from: fold again")
+            raise ValueError(
+                f"{path} does not state the fingerprint of the adapter that it was folded from: fold again"
+            )
     else:
         tensors, sizes = _read_bin(path), path.with_suffix(".json")
         config = _parse_config(sizes.read_text(encoding="utf-8"), sizes) if sizes.is_file() else None
@@ -109,7 +111,9 @@ def write_checkpoint(
             f"an adapter is saved as .safetensors or .bin, not as {path.suffix or 'a name without ending'}"
         )
     if folded and path.suffix == ".bin":
-        raise ValueError("a folded adapter is saved as .safetensors: the released layout of a .bin is the whole adapter's")
+        raise ValueError(
+            "a folded adapter is saved as .safetensors: the released layout of a .bin is the whole adapter's"
+        )
     parts = {
         prefix: {key.partition(".")[2]: tensor for key, tensor in weights.items() if key.startswith(f"{module}.")}
         for prefix, module in PREFIXES.items()

@@ -34,13 +34,13 @@ def fold(
 ) -> Iterator[FoldedCharacterAttention]:
     """The adapter's attention modules, folded, one block at a time; the adapter is not changed.
 
-    The products are computed in float32 and rounded once, to ``dtype``. The modules of a folded adapter need no folding.
-    Weights that need neither folding nor conversion are the adapter's own.
+    The products are computed in float32 and rounded once, to ``dtype``. A folded adapter's modules need no product.
+    Weights that need neither a product nor a conversion are the adapter's own.
 
     Args:
         adapter: to fold.
         device: of the folded weights.
-        dtype: of the folded keys and values; the norms keep theirs.
+        dtype: of the folded weights.
         linear: see :class:`~.CharacterAttention`.
         compute_on: device of the products, ``device`` if None: a second on a GPU, a minute on a CPU.
     """
@@ -49,14 +49,13 @@ def fold(
     projection = None if adapter.folded else _output_projection(adapter.projector.resampler, compute_on or device)
     for attention in adapter.attention:
         state = attention.state_dict()
-        for name in ("to_k_ip", "to_v_ip"):
-            weight, bias = f"{name}.weight", f"{name}.bias"
-            if projection:
-                state[weight], state[bias] = _fold_linear(state[weight], state[bias], *projection)
-            state[weight], state[bias] = state[weight].to(dtype), state[bias].to(dtype)  # before they leave the GPU
+        for layer in ("to_k_ip", "to_v_ip") if projection else ():
+            weight, bias = f"{layer}.weight", f"{layer}.bias"
+            state[weight], state[bias] = _fold_linear(state[weight], state[bias], *projection)
         with torch.device("meta"):
             folded = FoldedCharacterAttention(config.attention_dim, config.attention_heads, token_dim, linear)
-        folded.load_state_dict({key: tensor.to(device) for key, tensor in state.items()}, assign=True)
+        state = {key: tensor.to(dtype).to(device) for key, tensor in state.items()}  # converted before leaving the GPU
+        folded.load_state_dict(state, assign=True)
         yield folded.requires_grad_(False)
 
 
@@ -65,8 +64,8 @@ def fold_adapter(
 ) -> CharacterAdapter:
     """A folded adapter on the CPU, for inference: the resampler, and the attention folded to ``dtype``.
 
-    It generates what the whole adapter does, of the characters that the whole adapter makes. Where FLUX computes in
-    another dtype, it has the rounding of this one too.
+    It generates what the whole adapter does, of the characters that the whole adapter makes: bit for bit where FLUX
+    computes in ``dtype``. Where it computes in another, the weights have the rounding of this one too.
 
     Args:
         adapter: whole.
@@ -83,6 +82,9 @@ def fold_adapter(
     resampler = {key: tensor.to(cpu, dtype) for key, tensor in adapter.projector.resampler.state_dict().items()}
     folded.projector.resampler.load_state_dict(resampler, assign=True)
     folded.attention = nn.ModuleList(fold(adapter, cpu, dtype, compute_on=compute_on))  # type: ignore[assignment]
+    for block, attention in zip(folded.attention, adapter.attention):
+        for norm in ("norm_ip_q", "norm_ip_k"):  # key scales are of these, whatever the dtype of the keys
+            getattr(block, norm).load_state_dict(attention.get_submodule(norm).state_dict(), assign=True)
     folded.keep_fingerprint(adapter.fingerprint())
     return folded.eval().requires_grad_(False)
 

@@ -49,9 +49,10 @@ def fold(
     projection = None if adapter.folded else _output_projection(adapter.projector.resampler, compute_on or device)
     for attention in adapter.attention:
         state = attention.state_dict()
-        for layer in ("to_k_ip", "to_v_ip") if projection else ():
-            weight, bias = f"{layer}.weight", f"{layer}.bias"
-            state[weight], state[bias] = _fold_linear(state[weight], state[bias], *projection)
+        if projection:
+            for layer in ("to_k_ip", "to_v_ip"):
+                weight, bias = f"{layer}.weight", f"{layer}.bias"
+                state[weight], state[bias] = _fold_linear(state[weight], state[bias], *projection)
         with torch.device("meta"):
             folded = FoldedCharacterAttention(config.attention_dim, config.attention_heads, token_dim, linear)
         state = {key: tensor.to(dtype).to(device) for key, tensor in state.items()}  # converted before leaving the GPU

@@ -35,13 +35,10 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def load_adapter(options: EncodeOptions) -> CharacterAdapter:
-    """The adapter, memory-mapped; its resampler is in the dtype that it computes in, the rest in that of the file."""
-    dtype = choose_dtype(options.dtype, choose_device(options.device))
+    """The adapter in its file's dtype, memory-mapped: its parts are converted when they are used."""
     with stage_bar("adapter", 1) as start:
         start("loading")
-        adapter = CharacterAdapter.from_file(adapter_file(options.adapter))
-        adapter.projector.resampler.to(dtype)
-    return adapter
+        return CharacterAdapter.from_file(adapter_file(options.adapter))
 
 
 def create_characters(
@@ -70,9 +67,10 @@ def create_characters(
 def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, offloaded and compiled as the options ask."""
     device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
     with stage_bar("FLUX", 3) as start:
         start("loading")
-        pipeline = _load_flux(options, choose_dtype(options.dtype, device))
+        pipeline = _load_flux(options, dtype)
         start("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
@@ -81,6 +79,7 @@ def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> Instan
             pipeline.set_adapters(names, [weight for _, weight in options.lora])
         start("adding the character adapter")
         pipeline.set_character_adapter(adapter)
+        adapter.projector.resampler.to(dtype)
     plan = pipeline.enable_character_offload(options.offload, options.vram, device)
     if options.verbose:
         print(plan, file=sys.stderr)

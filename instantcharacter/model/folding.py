@@ -66,8 +66,8 @@ def fold_adapter(
     """A folded adapter on the CPU, for inference: the resampler, and the attention folded to ``dtype``.
 
     It generates what the whole adapter does, of the characters that the whole adapter makes: bit for bit where FLUX
-    computes in ``dtype``. Where it computes in another, the weights have the rounding of this one too: a bfloat16 file is
-    1.7e-3 off in float32 and float16, measured at the attention's output; bfloat16 itself is 2.4e-3 off.
+    computes in ``dtype``. Where it computes in another, the weights have the rounding of this one too: of bfloat16 in
+    float32 and float16, 1.7e-3 of the attention's output; computing in bfloat16 costs 2.4e-3.
 
     Args:
         adapter: whole.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class CharacterEncoder(nn.Module):
         cls,
         siglip: str | Path,
         dinov2: str | Path,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["auto"] | None = None,
         device: str | torch.device = "cpu",
     ) -> CharacterEncoder:
         """Load the encoders, each from a hub folder, a hub id, or one ``.safetensors`` file.
@@ -50,7 +50,8 @@ class CharacterEncoder(nn.Module):
         Args:
             siglip: ``google/siglip-so400m-patch14-384``, with or without its text tower.
             dinov2: ``facebook/dinov2-giant``.
-            dtype: of the weights and of the features, float32 if None.
+            dtype: of the weights and of the features, float32 if None. ``"auto"``: of each encoder's file, whose
+                weights are then memory-mapped, not copied; give both encoders one dtype before they run.
             device: of the weights.
 
         Raises:
@@ -66,7 +67,7 @@ class CharacterEncoder(nn.Module):
             if config.num_hidden_layers < max(shallow):
                 raise ValueError(f"{source} has {config.num_hidden_layers} layers; expected {model.expected}")
             config.vision_use_head = False  # the pooling head, which the features do not need
-            encoders.append(model.load(source, config, dtype))
+            encoders.append(model.load(source, config, None if dtype == "auto" else dtype))
         return cls(*encoders).to(device)
 
     @torch.no_grad()

@@ -10,28 +10,36 @@ from .progress import byte_bar, stage_bar
 
 
 def convert(options: ConvertOptions) -> None:
-    """Write an adapter as ``.safetensors`` beside the original, or as ``--output``.
+    """Write an adapter as ``.safetensors`` beside the original, or as ``--output``; with ``--folded``, folded.
 
     Raises:
         FileExistsError: the output exists.
         OSError: no such adapter, or the output's folder cannot be written.
-        ValueError: the adapter's file is not one, or the output's suffix is neither .safetensors nor .bin.
+        ValueError: the adapter's file is not one, the output's suffix is neither .safetensors nor .bin, a folded
+            adapter is to be folded or written as .bin.
     """
     check_source("adapter", options.adapter)
     source = adapter_file(options.adapter)
-    output = options.output or source.with_suffix(".safetensors")
-    if output.suffix not in (".safetensors", ".bin"):
-        raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .bin")
+    output = options.output or source.with_name(f"{source.stem}{'-folded' * options.folded}.safetensors")
+    endings = (".safetensors",) if options.folded else (".safetensors", ".bin")
+    if output.suffix not in endings:
+        raise ValueError(f"--output {output}: expected a name that ends in {' or '.join(endings)}")
     if output.exists():
         raise FileExistsError(f"{output} is there already: delete it, or name another with --output")
     check_writable(output)
     import torch
 
     from ..model.adapter import CharacterAdapter
+    from ..model.folding import fold_adapter
+    from ..offload.devices import default_device
 
-    with stage_bar("convert", 2) as start:
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    with stage_bar("convert", 3 if options.folded else 2) as start:
         start("reading")
-        adapter = CharacterAdapter.from_file(source, dtype=getattr(torch, options.dtype) if options.dtype else None)
+        adapter = CharacterAdapter.from_file(source, dtype=None if options.folded else dtype)
+        if options.folded:
+            start("folding")
+            adapter = fold_adapter(adapter, dtype or torch.bfloat16, default_device())
         start("writing")
         adapter.save(output)
     print(f"wrote {output}")

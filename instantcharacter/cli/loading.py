@@ -35,26 +35,29 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def load_adapter(options: EncodeOptions) -> CharacterAdapter:
-    """The adapter, on the CPU."""
-    dtype = choose_dtype(options.dtype, choose_device(options.device))
+    """The adapter in its file's dtype, memory-mapped: its parts are converted when they are used."""
     with stage_bar("adapter", 1) as start:
         start("loading")
-        return CharacterAdapter.from_file(adapter_file(options.adapter), dtype=dtype)
+        return CharacterAdapter.from_file(adapter_file(options.adapter))
 
 
 def create_characters(
     adapter: CharacterAdapter, pictures: Sequence[Image.Image], options: EncodeOptions
 ) -> list[Character]:
-    """A character of each picture. The encoders are freed afterwards."""
+    """A character of each picture. The encoders are freed afterwards.
+
+    Raises:
+        ValueError: a folded adapter.
+    """
+    adapter.check_whole("make a character")
     device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
     with stage_bar("reference", 1 + len(pictures)) as start:
         start("loading the encoders")
         with hub_errors(options.siglip, options.dinov2):
-            encoder = CharacterEncoder.from_pretrained(
-                options.siglip, options.dinov2, dtype=choose_dtype(options.dtype, device)
-            )
+            encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype="auto")
         characters = []
-        with on_device(encoder, device), on_device(adapter.projector, device):
+        with on_device(encoder, device, dtype), on_device(adapter.projector, device, dtype):
             for picture in pictures:
                 start("encoding a picture")
                 characters.append(adapter.create_character(encoder(picture, options.fit)))
@@ -64,9 +67,10 @@ def create_characters(
 def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, offloaded and compiled as the options ask."""
     device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
     with stage_bar("FLUX", 3) as start:
         start("loading")
-        pipeline = _load_flux(options, choose_dtype(options.dtype, device))
+        pipeline = _load_flux(options, dtype)
         start("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
@@ -75,6 +79,7 @@ def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> Instan
             pipeline.set_adapters(names, [weight for _, weight in options.lora])
         start("adding the character adapter")
         pipeline.set_character_adapter(adapter)
+        adapter.projector.resampler.to(dtype)
     plan = pipeline.enable_character_offload(options.offload, options.vram, device)
     if options.verbose:
         print(plan, file=sys.stderr)

@@ -126,12 +126,14 @@ class ConvertOptions(Options):
     Attributes:
         adapter: a path or a hub id.
         output: a ``.safetensors`` or ``.bin``; beside the original if not given.
-        dtype: the type of its weights; as in the original if not given.
+        dtype: the type of its weights; as in the original if not given, bfloat16 for a folded one.
+        folded: whether to fold it, see :func:`~instantcharacter.model.folding.fold_adapter`.
     """
 
     adapter: str
     output: Path | None = None
     dtype: str | None = None
+    folded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

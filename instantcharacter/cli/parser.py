@@ -107,7 +107,9 @@ def _add_convert(commands: Any) -> None:
     command = _add_command(commands, "convert", ConvertOptions, "write an adapter file as .safetensors or .bin")
     command.add_argument("adapter", help="the released .bin, or another adapter file")
     command.add_argument("--output", type=Path, help="beside the original, as .safetensors, if not given")
-    command.add_argument("--dtype", choices=DTYPES, help="the file's own if not given")
+    command.add_argument("--dtype", choices=DTYPES, help="the file's own if not given; folded, bfloat16")
+    command.add_argument("--folded", action="store_true",
+                         help="write only what generates pictures of saved characters, a fifth of it all")  # fmt: skip
 
 
 def _add_download(commands: Any) -> None:

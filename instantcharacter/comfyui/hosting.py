@@ -1,13 +1,13 @@
 """The adapter and the encoders in ComfyUI.
 
 What makes a character is ComfyUI's to load and unload, as ``ModelPatcher``. What draws one is on the GPU during a
-sampling alone: the resampler whole, the attention of each block while the block runs. Next to FLUX on a full card,
-ComfyUI would load all of that anew in each step, in the way of FLUX's own copies.
+sampling alone: the resampler whole, the attention whole if it fits, and otherwise each block's while the block runs.
+Next to FLUX on a full card, ComfyUI would load all of that anew in each step, in the way of FLUX's own copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -20,10 +20,11 @@ from ..model.adapter import CharacterAdapter
 from ..model.attention import FoldedCharacterAttention
 from ..model.character import Character
 from ..model.folding import fold
-from ..offload.host_weights import HostWeights
+from ..offload.host_weights import HostWeights, HostWeightsCache
 from ..offload.sizes import tensors_of
 from ..offload.streaming import StreamedBlocks
 from .internals import pins_memory
+from .patchers import HostedPatcher
 
 
 def to_patcher(module: nn.Module) -> Any:
@@ -60,27 +61,28 @@ class CharacterFusion(nn.ModuleList):
 class HostedAdapter:
     """A CHARACTER_ADAPTER: an adapter in ComfyUI's memory, for the Sampler and for Apply alike.
 
+    Args:
+        adapter: in host memory.
+        dtype: of the projector's weights on ComfyUI's device, their own if None.
+
     Attributes:
-        adapter: the adapter.
+        adapter: the adapter, whole or folded.
         fingerprint: see :meth:`CharacterAdapter.fingerprint`.
         fusion: ``ModelPatcher`` of the projector's modules that run once a picture.
         resampler: the projector's modules that run at each timestep.
     """
 
-    def __init__(self, adapter: CharacterAdapter) -> None:
+    def __init__(self, adapter: CharacterAdapter, dtype: torch.dtype | None = None) -> None:
         self.adapter = adapter
         self.fingerprint = adapter.fingerprint()
-        self.fusion = to_patcher(CharacterFusion(adapter.projector.fusion_modules()))
-        self.resampler = HostedResampler(adapter.projector.resampler)
+        self.fusion = HostedPatcher(CharacterFusion(adapter.projector.fusion_modules()), dtype)
+        self.resampler = HostedResampler(adapter.projector.resampler, dtype)
         self._attention: dict[tuple[torch.device, torch.dtype], HostedAttention] = {}
-        self._folded: dict[torch.dtype, list[FoldedCharacterAttention]] = {}
 
     def attention(self, device: torch.device, dtype: torch.dtype) -> HostedAttention:
-        """The folded attention of all blocks, folded once for each dtype."""
-        if dtype not in self._folded:
-            self._folded[dtype] = list(fold(self.adapter, torch.device("cpu"), dtype, compute_on=device))
+        """The folded attention of all blocks, folded once for each device and dtype."""
         if (device, dtype) not in self._attention:
-            self._attention[device, dtype] = HostedAttention(self._folded[dtype], device)
+            self._attention[device, dtype] = HostedAttention(fold(self.adapter, device, dtype), device)
         return self._attention[device, dtype]
 
     def resampling(self) -> AbstractContextManager[None]:
@@ -93,21 +95,26 @@ class HostedAdapter:
 
 
 class HostedResampler:
-    """The resampler, whose weights are in pinned host memory, and on a device within a ``with`` block.
+    """The resampler, whose weights are in pinned host memory once it has run, and on a device within a ``with`` block.
 
     Args:
         resampler: on the CPU.
+        dtype: of its weights when it runs, their own if None.
     """
 
-    def __init__(self, resampler: nn.Module) -> None:
-        self._weights = HostWeights(tensors_of(resampler), pinned=pins_memory())
+    def __init__(self, resampler: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self._resampler = resampler
+        self._dtype = dtype
+        self._weights: HostWeights | None = None
 
     @contextmanager
     def on_device(self, device: torch.device) -> Iterator[None]:
         """Context manager in which the resampler is on a device; ComfyUI frees memory for it if need be."""
+        self._resampler.to(dtype=self._dtype)
         if management.is_device_cpu(device):
             yield
             return
+        self._weights = self._weights or HostWeights(tensors_of(self._resampler), pins_memory())
         management.free_memory(self._weights.size, device)
         memory = torch.empty(self._weights.size, dtype=torch.uint8, device=device)
         self._weights.copy_to(memory)
@@ -126,18 +133,21 @@ class HostedAttention:
     them all.
 
     Args:
-        blocks: on the CPU.
+        blocks: on the device, each made when it is asked for.
         device: where they run.
     """
 
-    def __init__(self, blocks: Sequence[FoldedCharacterAttention], device: torch.device) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: Iterable[FoldedCharacterAttention], device: torch.device) -> None:
+        self._blocks: list[FoldedCharacterAttention] = []
         self._streamed: StreamedBlocks | None = None
-        if management.is_device_cuda(device) or management.is_device_xpu(device):
-            self._streamed = StreamedBlocks(blocks, device, pinned=pins_memory())
-        else:
-            for block in blocks:
-                block.to(device)
+        if not (management.is_device_cuda(device) or management.is_device_xpu(device)):
+            self._blocks += blocks
+            return
+        pinned, host_weights = pins_memory(), HostWeightsCache()
+        for block in blocks:
+            host_weights.get(block, tensors_of(block), pinned)  # moves it there, before the next one is made
+            self._blocks.append(block)
+        self._streamed = StreamedBlocks(self._blocks, device, pinned, host_weights)
 
     @property
     def resident(self) -> bool:

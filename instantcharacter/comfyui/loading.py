@@ -42,9 +42,10 @@ def load_flux_pipeline(
 def load_encoder(siglip: Path, dinov2: Path) -> Any:
     """Load the encoders from their files or folders: a CHARACTER_ENCODER, which is a ``ModelPatcher``."""
     from ..character.encoders import CharacterEncoder
-    from .hosting import to_patcher, weight_dtype
+    from .hosting import weight_dtype
+    from .patchers import HostedPatcher
 
-    return to_patcher(CharacterEncoder.from_pretrained(siglip, dinov2, dtype=weight_dtype()))
+    return HostedPatcher(CharacterEncoder.from_pretrained(siglip, dinov2, dtype="auto"), weight_dtype())
 
 
 def load_adapter(path: Path) -> HostedAdapter:
@@ -52,7 +53,7 @@ def load_adapter(path: Path) -> HostedAdapter:
     from ..model.adapter import CharacterAdapter
     from .hosting import HostedAdapter, weight_dtype
 
-    return HostedAdapter(CharacterAdapter.from_file(path, dtype=weight_dtype()))
+    return HostedAdapter(CharacterAdapter.from_file(path), weight_dtype())
 
 
 def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: ResizeMode = "pad") -> HostedCharacter:
@@ -63,10 +64,14 @@ def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: Re
         encoder: from :func:`load_encoder`.
         adapter: from :func:`load_adapter`.
         fit: how a picture becomes a square: ``"pad"`` with white, or ``"stretch"``.
+
+    Raises:
+        ValueError: a folded adapter.
     """
     from .hosting import HostedCharacter, load
     from .images import images
 
+    adapter.adapter.check_whole("make a character")
     pictures = images(pictures)
     encode_picture = load(encoder)
     features = [encode_picture(picture, fit) for picture in pictures]

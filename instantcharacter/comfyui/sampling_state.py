@@ -64,7 +64,7 @@ class SamplingState:
         self._attention = {each.adapter: each.adapter.attention(self._device, self._dtype) for each in self._windows}
         masks = [each.mask for each in self._conditionings]
         self.regions = Regions(masks, noise.shape[-2:], self._device, self._dtype)
-        self._fused = {each.character: self._to_resampler(each) for each in self._conditionings}
+        self._fused: dict[Character, Tensor] = {}
         self._key_scales: dict[HostedAdapter, list[Tensor]] = {}
         self._steps = len(sigmas) - 1
         self._weights = ExitStack()
@@ -79,6 +79,7 @@ class SamplingState:
         with self._weights:
             for adapter in self._attention:
                 self._weights.enter_context(adapter.resampler.on_device(self._device))
+            self._fused = {each.character: self._to_resampler(each) for each in self._conditionings}
             yield
 
     def load_attention(self, latents_shape: Sequence[int]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -72,26 +73,28 @@ class SingleFileModel:
             )
         return self.config.from_pretrained(path.parent)
 
-    def load(self, source: str | Path, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    def load(self, source: str | Path, config: PretrainedConfig, dtype: torch.dtype | None) -> Any:
         """Load the model; quantised weights with a scale are dequantised.
 
         Args:
             source: a ``.safetensors`` file, a folder, or a hub id.
             config: see :meth:`read_config`.
-            dtype: of the weights.
+            dtype: of the weights; that of the file if None. Weights that keep theirs are memory-mapped, not copied.
 
         Raises:
             ValueError: weights that are missing, unknown, of other sizes, or in a format that only ComfyUI reads.
         """
         if (path := Path(source)).suffix == ".safetensors":
-            state = dequantize(self._own_weights(path), dtype, path)
+            state = self._own_weights(path)
+            dtype = dtype or _common_dtype(state)
+            state = dequantize(state, dtype, path)
             arguments: dict[str, Any] = {"pretrained_model_name_or_path": None, "state_dict": state}
         else:
             arguments = {"pretrained_model_name_or_path": source}
         try:
             with _without_load_report():
                 model, report = self.model.from_pretrained(
-                    **arguments, config=config, torch_dtype=dtype, output_loading_info=True
+                    **arguments, config=config, torch_dtype=dtype or "auto", output_loading_info=True
                 )
         except RuntimeError as error:  # of transformers, for weights of another size
             raise ValueError(f"{source} does not fit {self.expected}: {error}") from error
@@ -118,6 +121,12 @@ class SingleFileModel:
     def _is_own(self, key: str) -> bool:
         """Whether an unused key is one of this model's weights, not of another model in the file."""
         return key.removeprefix(self.prefix).startswith(self.prefixes) and not key.endswith(NOT_WEIGHTS)
+
+
+def _common_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds all weights of a file exactly, quantised ones aside; bfloat16 if all are quantised."""
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point() and tensor.itemsize > 1}
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.bfloat16
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..model.attention import CharacterAttention, FoldedCharacterAttention, chec
 from ..model.conditioning import Subject, add_subjects
 from ..model.folding import fold
 
-Block = tuple[CharacterAttention | FoldedCharacterAttention, dict[str, Tensor]]
+Block = tuple[CharacterAttention, dict[str, Tensor]]
 """A block's attention, and the scale that its processor takes, by name."""
 
 
@@ -45,7 +45,7 @@ class CharacterAttnProcessor(nn.Module):
     def __init__(
         self,
         inner: Any,
-        attention: CharacterAttention | FoldedCharacterAttention,
+        attention: CharacterAttention,
         fingerprint: str,
         *,
         query_scale: Tensor | None = None,
@@ -86,9 +86,9 @@ class CharacterAttnProcessor(nn.Module):
         return hidden_states
 
     def _block_key_scale(self) -> Tensor:
-        if isinstance(self.attention, CharacterAttention):
-            return self.attention.key_scale(self.query_scale)
-        return self.key_scale
+        if isinstance(self.attention, FoldedCharacterAttention):
+            return self.key_scale
+        return self.attention.key_scale(self.query_scale)
 
     @property
     def _attention_backend(self) -> Any:
@@ -160,9 +160,11 @@ def attach(
 
     Raises:
         ValueError: a transformer of another width, number of heads or number of blocks; one whose weights are
-            offloaded; or one with an IP-Adapter.
+            offloaded; one with an IP-Adapter; or a folded adapter for training.
     """
     check_fits(transformer, adapter)
+    if not folded:
+        adapter.check_whole("be trained")
     inner = _inner_processors(transformer)
     query_scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in inner]
     blocks: Iterator[Block] = (

@@ -119,9 +119,10 @@ class CharacterPipelineMixin(ModelChangesMixin):
             fit: how it becomes a square: ``"pad"`` with white, or ``"stretch"``.
 
         Raises:
-            ValueError: not a picture, or no adapter or encoder set.
+            ValueError: not a picture, no adapter or encoder set, or a folded adapter.
         """
         adapter, encoder = self._attached_adapter(), self.character_encoder
+        adapter.check_whole("make a character")
         if encoder is None:
             raise ValueError("no character encoder: call set_character_encoder, or pass a Character for the picture")
         image = open_picture(picture)

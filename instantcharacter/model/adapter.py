@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..files.pictures import Picture, thumbnail
-from .attention import CharacterAttention
+from .attention import CharacterAttention, FoldedCharacterAttention
 from .character import Character
 from .checkpoint import check_complete, read_checkpoint, write_checkpoint
 from .config import RELEASED, AdapterConfig
 from .features import CharacterFeatures
 from .projector import CharacterProjector
+from .resampler import FOLDED_CHANNELS
 
 SAMPLES = 16
 """Values of each weight that a fingerprint is computed from."""
@@ -24,26 +25,34 @@ SAMPLES = 16
 class CharacterAdapter(nn.Module):
     """InstantCharacter's weights: a projector, and an attention module for each FLUX block.
 
+    A folded adapter, see :func:`~.fold_adapter`, has a fifth of the weights: those that generate a picture of a
+    character that the whole adapter has made.
+
     Args:
         config: the sizes, those of the released checkpoint if None.
+        folded: whether it is folded.
 
     Attributes:
         config: the sizes.
-        projector: features → tokens; its keys are the checkpoint's ``image_proj``.
-        attention: one :class:`CharacterAttention` a block, double-stream blocks first; keys of ``ip_adapter``.
+        folded: whether it is folded.
+        projector: features → tokens; its keys are the checkpoint's ``image_proj``. Folded, it is the resampler alone.
+        attention: one :class:`CharacterAttention` a block, double-stream blocks first; keys of ``ip_adapter``. Folded,
+            each is a :class:`FoldedCharacterAttention`.
     """
 
     attention: Sequence[CharacterAttention]
-    _loaded: tuple[str, dict[str, Tensor]] | None = None
-    """The fingerprint of the file it was loaded from, and the samples of that file's weights."""
+    _origin: tuple[str, dict[str, Tensor]] | None = None
+    """The fingerprint of the file or adapter that the weights come from, and samples of the weights."""
 
-    def __init__(self, config: AdapterConfig | None = None) -> None:
+    def __init__(self, config: AdapterConfig | None = None, folded: bool = False) -> None:
         super().__init__()
         self.config = config = config or RELEASED
-        self.projector = CharacterProjector(config)
+        self.folded = folded
+        self.projector = CharacterProjector(config, fusion=not folded)
+        kind = FoldedCharacterAttention if folded else CharacterAttention
+        token_dim = config.resampler_dim + FOLDED_CHANNELS if folded else config.token_dim
         self.attention = nn.ModuleList(  # type: ignore[assignment]
-            CharacterAttention(config.attention_dim, config.attention_heads, config.token_dim)
-            for _ in range(config.num_attention_blocks)
+            kind(config.attention_dim, config.attention_heads, token_dim) for _ in range(config.num_attention_blocks)
         )
 
     @classmethod
@@ -54,9 +63,10 @@ class CharacterAdapter(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> CharacterAdapter:
-        """Load an adapter from the released ``.bin`` or from ``.safetensors``.
+        """Load an adapter from the released ``.bin`` or from ``.safetensors``, whole or folded.
 
-        The file is memory-mapped and copied tensor by tensor, so that the host holds little more than the adapter.
+        The file is memory-mapped. Weights that keep its dtype, on the CPU, are not copied: the system reads them when
+        they are used, and drops them when it needs the memory.
 
         Args:
             path: the file. A pickle may hold tensors only; code in it is not run.
@@ -69,14 +79,14 @@ class CharacterAdapter(nn.Module):
             FileNotFoundError: the file does not exist.
             ValueError: the file is empty, cut off, of another kind, or lacks weights of these sizes.
         """
-        weights, saved_config, fingerprint = read_checkpoint(Path(path))
+        weights, saved_config, fingerprint, folded = read_checkpoint(Path(path))
         with torch.device("meta"):
-            adapter = cls(config or saved_config)
+            adapter = cls(config or saved_config, folded)
         check_complete(weights, adapter.state_dict(), path)
-        samples = _samples({name: weights[f"projector.{name}"] for name, _ in adapter.projector.named_parameters()})
+        in_file = {name: weights[f"projector.{name}"] for name, _ in adapter.projector.named_parameters()}
         state = {key: weights[key].to(device=device, dtype=dtype) for key in adapter.state_dict()}
         adapter.load_state_dict(state, assign=True)
-        adapter._loaded = fingerprint or _digest(adapter.projector, samples), samples
+        adapter.keep_fingerprint(fingerprint or _digest(adapter.projector, _samples(in_file)))
         return adapter.eval()
 
     def save(self, path: str | Path) -> None:
@@ -84,13 +94,13 @@ class CharacterAdapter(nn.Module):
 
         Args:
             path: ``.safetensors``, with the sizes and the fingerprint in its metadata, or ``.bin`` in the released
-                layout.
+                layout, which a folded adapter does not have.
 
         Raises:
-            ValueError: another suffix.
+            ValueError: another suffix, or a folded adapter as ``.bin``.
             OSError: the disk is full or read-only; a file that was there before is unchanged.
         """
-        write_checkpoint(Path(path), self.state_dict(), self.config, self.fingerprint())
+        write_checkpoint(Path(path), self.state_dict(), self.config, self.fingerprint(), self.folded)
 
     @torch.no_grad()
     def create_character(self, *references: CharacterFeatures, picture: Picture | None = None) -> Character:
@@ -102,8 +112,10 @@ class CharacterAdapter(nn.Module):
             picture: saved with the character as its thumbnail.
 
         Raises:
-            ValueError: no features, features of another width than this adapter's, or a batch of pictures in one.
+            ValueError: no features, features of another width than this adapter's, a batch of pictures in one, or a
+                folded adapter.
         """
+        self.check_whole("make a character")
         if not references:
             raise ValueError("a character is made of at least one picture's features")
         for features in references:
@@ -112,6 +124,18 @@ class CharacterAdapter(nn.Module):
         weight = self.projector.proj.fc1.weight
         fused = [self.projector.fuse(*(tensor.to(weight) for tensor in features)) for features in references]
         return Character(torch.cat(fused, dim=1), self.fingerprint(), None if picture is None else thumbnail(picture))
+
+    def check_whole(self, purpose: str) -> None:
+        """Raise ``ValueError`` if the adapter is folded.
+
+        Args:
+            purpose: what needs the whole adapter, for the error: "make a character".
+        """
+        if self.folded:
+            raise ValueError(
+                f"this adapter is folded: its weights generate pictures, but cannot {purpose}. Use the whole adapter, "
+                "instantcharacter_ip-adapter.bin or the file that it was folded from"
+            )
 
     def check_fits(self, width: int, heads: int, blocks: int) -> None:
         """Raise ``ValueError`` unless the adapter is for a FLUX of this width, with these heads and blocks."""
@@ -130,15 +154,20 @@ class CharacterAdapter(nn.Module):
         """32 hexadecimal digits that identify the projector's weights, from 16 samples of each, rounded to bfloat16.
 
         An adapter that was loaded has the fingerprint of its file, in any dtype and on any device; a copy saved as
-        ``.safetensors`` in another dtype keeps it. Other weights have another one; a change to single weights that no
-        sample meets goes unnoticed. The attention's weights do not count: a character does not depend on them.
+        ``.safetensors`` in another dtype keeps it, and so does a folded one. Other weights have another one; a change
+        to single weights that no sample meets goes unnoticed. The attention's weights do not count: a character does
+        not depend on them.
         """
         samples = _samples(dict(self.projector.named_parameters()))
-        if self._loaded:
-            fingerprint, in_file = self._loaded
-            if all(torch.equal(sample, in_file[name].to(sample.dtype)) for name, sample in samples.items()):
+        if self._origin:
+            fingerprint, before = self._origin
+            if all(torch.equal(sample, before[name].to(sample.dtype)) for name, sample in samples.items()):
                 return fingerprint
         return _digest(self.projector, samples)
+
+    def keep_fingerprint(self, fingerprint: str) -> None:
+        """Have the fingerprint of the file or adapter that the weights come from, until they change."""
+        self._origin = fingerprint, _samples(dict(self.projector.named_parameters()))
 
 
 def _samples(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

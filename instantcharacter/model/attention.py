@@ -1,7 +1,7 @@
 """Character attention in one FLUX block: its image tokens attend to the character, beside FLUX's own attention.
 
 Two modules compute it. :class:`CharacterAttention` has the checkpoint's weights and is trained;
-:class:`FoldedCharacterAttention` has them multiplied out for inference, see :mod:`.folding`. Both have one signature.
+:class:`FoldedCharacterAttention` has them multiplied out for inference, see :mod:`.folding`, and takes other tokens.
 """
 
 from __future__ import annotations
@@ -73,25 +73,11 @@ class CharacterAttention(nn.Module):
         return _attend_to_character(query, key, value, key_scale.to(tokens), scale, attend)
 
 
-class FoldedCharacterAttention(nn.Module):
+class FoldedCharacterAttention(CharacterAttention):
     """:class:`CharacterAttention` with the resampler's output projection merged into its keys and values.
 
-    For inference only. :func:`~.fold` computes the weights.
-
-    Args:
-        folded_dim: width of folded tokens, resampler_dim + 8.
-        dim: width of the FLUX transformer.
+    For inference only. :func:`~.fold` computes the weights. Its tokens are folded: ``token_dim`` is resampler_dim + 8.
     """
-
-    def __init__(self, folded_dim: int, dim: int) -> None:
-        super().__init__()
-        self.to_k_ip = nn.Linear(folded_dim, dim)
-        self.to_v_ip = nn.Linear(folded_dim, dim)
-
-    def forward(self, query: Tensor, tokens: Tensor, key_scale: Tensor, scale: Tensor, attend: Attend = sdpa) -> Tensor:
-        """As :meth:`CharacterAttention.forward`, for folded tokens, [B or 1, N, folded_dim]."""
-        key, value = self.to_k_ip(tokens), self.to_v_ip(tokens)
-        return _attend_to_character(query, key, value, key_scale.to(tokens), scale, attend)
 
 
 class QKNormScale(nn.Module):

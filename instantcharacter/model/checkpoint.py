@@ -1,8 +1,8 @@
 """Adapter files: the released ``.bin`` and ``.safetensors``, read and written.
 
 Keys in a file begin with ``image_proj`` and ``ip_adapter``, those of :class:`~.CharacterAdapter` with ``projector`` and
-``attention``. A ``.safetensors`` file carries its sizes and its fingerprint in its metadata; the sizes of a ``.bin``
-may lie in a ``.json`` of its name beside it.
+``attention``. A ``.safetensors`` file carries its sizes and its fingerprint in its metadata, which also says whether it
+is folded, see :func:`~.fold_adapter`; the sizes of a ``.bin`` may lie in a ``.json`` of its name beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ EXPECTED = (
     "or a file that `convert` made from it"
 )
 FORMAT = "instantcharacter.adapter"
+FOLDED_FORMAT = "instantcharacter.folded_adapter"
 SUFFIXES = (".safetensors", ".bin")
 PREFIXES = {"image_proj": "projector", "ip_adapter": "attention"}
 """Prefix of a key in a file → prefix in :class:`~.CharacterAdapter`."""
@@ -54,11 +55,13 @@ class Checkpoint(NamedTuple):
         weights: memory-mapped, under the keys of :class:`~.CharacterAdapter`.
         config: the sizes, if the file states them.
         fingerprint: see :meth:`~.CharacterAdapter.fingerprint`, if the file states it.
+        folded: whether they are of a folded adapter.
     """
 
     weights: dict[str, Tensor]
     config: AdapterConfig | None
     fingerprint: str | None
+    folded: bool
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -66,13 +69,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty, cut off, or of another kind.
+        ValueError: the file is empty, cut off, or of another kind; or it is folded and states no fingerprint.
     """
-    fingerprint = None
+    fingerprint, folded = None, False
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path, EXPECTED)
         config = _parse_config(metadata["config"], path) if "config" in metadata else None
-        fingerprint = metadata.get("fingerprint")
+        fingerprint, folded = metadata.get("fingerprint"), metadata.get("format") == FOLDED_FORMAT
+        if folded and not fingerprint:
+            raise ValueError(
+                f"{path} does not state the fingerprint of the adapter that it was folded from: fold again"
+            )
     else:
         tensors, sizes = _read_bin(path), path.with_suffix(".json")
         config = _parse_config(sizes.read_text(encoding="utf-8"), sizes) if sizes.is_file() else None
@@ -80,10 +87,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for key, tensor in tensors.items():
         prefix, _, rest = key.partition(".")
         weights[f"{PREFIXES.get(prefix, prefix)}.{rest}"] = tensor
-    return Checkpoint(weights, config, fingerprint)
+    return Checkpoint(weights, config, fingerprint, folded)
 
 
-def write_checkpoint(path: Path, weights: Mapping[str, Tensor], config: AdapterConfig, fingerprint: str) -> None:
+def write_checkpoint(
+    path: Path, weights: Mapping[str, Tensor], config: AdapterConfig, fingerprint: str, folded: bool = False
+) -> None:
     """Write an adapter file, whole or not at all.
 
     Args:
@@ -91,14 +100,19 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], config: AdapterC
         weights: under the keys of :class:`~.CharacterAdapter`.
         config: the sizes.
         fingerprint: see :meth:`~.CharacterAdapter.fingerprint`.
+        folded: whether the weights are of a folded adapter.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or a folded adapter as ``.bin``.
         OSError: the disk is full or read-only; a file that was there before is unchanged.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"an adapter is saved as .safetensors or .bin, not as {path.suffix or 'a name without ending'}"
+        )
+    if folded and path.suffix == ".bin":
+        raise ValueError(
+            "a folded adapter is saved as .safetensors: the released layout of a .bin is the whole adapter's"
         )
     parts = {
         prefix: {key.partition(".")[2]: tensor for key, tensor in weights.items() if key.startswith(f"{module}.")}
@@ -109,7 +123,8 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], config: AdapterC
             torch.save(parts, partial)
         else:
             flat = {f"{prefix}.{key}": t.contiguous() for prefix, part in parts.items() for key, t in part.items()}
-            metadata = {"format": FORMAT, "config": json.dumps(asdict(config)), "fingerprint": fingerprint}
+            kind = FOLDED_FORMAT if folded else FORMAT
+            metadata = {"format": kind, "config": json.dumps(asdict(config)), "fingerprint": fingerprint}
             save_file(flat, partial, metadata)
 
 

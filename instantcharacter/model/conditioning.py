@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import Attend, CharacterAttention, FoldedCharacterAttention, sdpa
+from .attention import Attend, CharacterAttention, sdpa
 
 OVERSHOOT = 0.5
 """How far outside 0 to 1 a mask may lie: resizing overshoots."""
@@ -37,7 +37,7 @@ def add_subjects(
     hidden_states: Tensor,
     query: Tensor,
     subjects: Iterable[Subject],
-    attention: CharacterAttention | FoldedCharacterAttention,
+    attention: CharacterAttention,
     key_scale: Tensor,
     attend: Attend = sdpa,
 ) -> None:

@@ -22,16 +22,18 @@ class CharacterProjector(nn.Module):
     Args:
         config: the sizes; below, F is ``feature_dim`` and N the number of tokens of one 384-pixel crop (729 for the
             released encoders).
+        fusion: whether it has the modules of :meth:`fuse`; a folded adapter has the resampler alone.
     """
 
-    def __init__(self, config: AdapterConfig) -> None:
+    def __init__(self, config: AdapterConfig, fusion: bool = True) -> None:
         super().__init__()
-        dim = config.feature_dim
-        self.cross_layer_blocks = _fusion_blocks(config)
-        self.cross_scale_blocks = _fusion_blocks(config)
-        self.proj = Mlp(dim)
-        self.proj_cross_layer = Mlp(dim)
-        self.proj_cross_scale = Mlp(dim)
+        if fusion:
+            dim = config.feature_dim
+            self.cross_layer_blocks = _fusion_blocks(config)
+            self.cross_scale_blocks = _fusion_blocks(config)
+            self.proj = Mlp(dim)
+            self.proj_cross_layer = Mlp(dim)
+            self.proj_cross_scale = Mlp(dim)
         self.resampler = Resampler(config)
 
     def fuse(self, low_res_shallow: Tensor, low_res_deep: Tensor, high_res_deep: Tensor) -> Tensor:
@@ -46,8 +48,10 @@ class CharacterProjector(nn.Module):
             [B, 2·N, F]: the fused scales, then the fused layers.
 
         Raises:
-            ValueError: features of another width, or of different batch sizes.
+            ValueError: features of another width, or of different batch sizes, or a projector without fusion.
         """
+        if not self.fusion_modules():
+            raise ValueError("this projector is a folded adapter's and has no fusion: fuse with the whole adapter's")
         self._check_features(low_res_shallow, low_res_deep, high_res_deep)
         cross_layer = cross_scale = low_res_deep
         for block in self.cross_layer_blocks:

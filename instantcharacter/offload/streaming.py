@@ -28,12 +28,17 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
-def on_device(module: Module, device: torch.device) -> Iterator[Module]:
+def on_device(module: Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[Module]:
     """Context manager that moves a module to a device, and restores the original tensors on exit.
 
     Nothing is copied back: the original tensors, memory-mapped or not, are kept in the meantime. A module that is on
     the device already stays there. Offloaded modules, see :func:`is_offloaded`, move their weights by themselves, and
     are left alone.
+
+    Args:
+        module: the module.
+        device: where it is in the block.
+        dtype: of its floating-point weights there, their own if None. Layer by layer, they are converted on the device.
     """
     if any(map(is_offloaded, module.modules())):
         yield module
@@ -45,12 +50,17 @@ def on_device(module: Module, device: torch.device) -> Iterator[Module]:
         for name, tensor in chain(owner.named_parameters(recurse=False), owner.named_buffers(recurse=False))
     ]
     try:
-        yield module.to(device)
+        yield module.to(device) if dtype is None else module.apply(partial(_move_and_convert, device, dtype))
     finally:
         for tensor, data in originals:
             tensor.data = data
         for owner, name, tensor in names:  # ``to`` replaces buffers, and parameters in inference mode
             setattr(owner, name, tensor)
+
+
+def _move_and_convert(device: torch.device, dtype: torch.dtype, module: nn.Module) -> None:
+    module.to(device)  # first: in one call, torch would convert on the CPU
+    module.to(dtype)
 
 
 def is_offloaded(module: nn.Module) -> bool:

@@ -33,6 +33,31 @@ def test_convert_casts_to_another_dtype(tmp_path, models):
     assert {p.dtype for p in CharacterAdapter.from_file(output).parameters()} == {torch.bfloat16}
 
 
+def test_convert_folds_an_adapter(tmp_path, models):
+    source = tmp_path / "ip.safetensors"
+    source.write_bytes((models / "adapter.safetensors").read_bytes())
+    assert main(["convert", str(source), "--folded"]) == 0
+    folded = CharacterAdapter.from_file(tmp_path / "ip-folded.safetensors")
+    assert folded.folded
+    assert folded.fingerprint() == CharacterAdapter.from_file(source).fingerprint()
+    assert folded.projector.resampler.proj_in.weight.dtype == folded.attention[0].to_k_ip.weight.dtype == torch.bfloat16
+    exact = tmp_path / "exact.safetensors"
+    assert main(["convert", str(source), "--folded", "--dtype=float32", f"--output={exact}"]) == 0
+    assert {p.dtype for p in CharacterAdapter.from_file(exact).parameters()} == {torch.float32}
+
+
+def test_convert_refuses_what_a_folded_adapter_cannot_be(tmp_path, models, error_line):
+    source, folded = models / "adapter.safetensors", tmp_path / "folded.safetensors"
+    assert main(["convert", str(source), "--folded", f"--output={tmp_path / 'folded.bin'}"]) == 2
+    assert error_line().endswith("folded.bin: expected a name that ends in .safetensors")
+    assert main(["convert", str(source), "--folded", f"--output={folded}"]) == 0
+    assert main(["convert", str(folded), f"--output={tmp_path / 'whole.bin'}"]) == 2
+    assert "a folded adapter is saved as .safetensors" in error_line()
+    assert main(["convert", str(folded), "--folded"]) == 2
+    assert "this adapter is folded" in error_line()
+    assert [path.name for path in tmp_path.iterdir()] == ["folded.safetensors"]
+
+
 def test_commands_run_without_progress_bars(models, tmp_path, monkeypatch):
     monkeypatch.setattr("instantcharacter.model.adapter.RELEASED", tiny.ADAPTER)
     disable_progress_bars()

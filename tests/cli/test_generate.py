@@ -69,6 +69,19 @@ def test_saved_character_generates_the_same_picture(generate, tmp_path):
     assert Image.open(output).tobytes() != first
 
 
+def test_a_folded_adapter_generates_the_same_picture_of_a_saved_character(generate, models, tmp_path, error_line):
+    character, folded = tmp_path / "fox.safetensors", tmp_path / "folded.safetensors"
+    assert main(["convert", f"{models}/adapter.safetensors", "--folded", "--dtype=float32", f"--output={folded}"]) == 0
+    _, output = generate("--reference", recorded.PICTURE, "--save-character", character)
+    first = Image.open(output).tobytes()
+    status, output = generate("--character", character, "--adapter", folded)
+    assert status == 0
+    assert Image.open(output).tobytes() == first
+    status, _ = generate("--reference", recorded.PICTURE, "--adapter", folded)
+    assert status == 2
+    assert "this adapter is folded: its weights generate pictures, but cannot make a character" in error_line()
+
+
 def test_encode_makes_the_character_that_generate_saves(generate, encoders, tmp_path):
     encoded, saved = tmp_path / "encoded.safetensors", tmp_path / "saved.safetensors"
     assert main(["encode", f"--reference={recorded.PICTURE}", f"--output={encoded}", *encoders]) == 0

@@ -16,7 +16,7 @@ INSIDE = comfyui.PACK / "tests/comfyui/inside"
 FILES = sorted(path.name for path in INSIDE.glob("test_*.py"))
 ON_GPUS = [
     (file, gpu)
-    for file in ("test_model_patch.py", "test_sampler.py")
+    for file in ("test_model_patch.py", "test_patchers.py", "test_sampler.py")
     for gpu in ("static", "novram", "dynamic", "tight")
 ]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import recorded
+from support.mapped import copied, linux
 
 from instantcharacter import AdapterConfig, CharacterAdapter
 
@@ -30,6 +31,13 @@ def path(request, tmp_path, adapter):
 
 def test_what_is_saved_is_loaded(path, adapter):
     assert same_weights(CharacterAdapter.from_file(path, CONFIG), adapter)
+
+
+@linux
+def test_weights_that_keep_the_files_dtype_are_not_copied(path):
+    """The 2.9 GB of unfolded attention, and the fusion until a character is made, are file cache and nothing else."""
+    assert not copied(CharacterAdapter.from_file(path, CONFIG).parameters(), path)
+    assert copied(CharacterAdapter.from_file(path, CONFIG, dtype=torch.bfloat16).parameters(), path)
 
 
 def test_bin_has_the_released_layout(tmp_path, adapter):

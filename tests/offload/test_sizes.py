@@ -23,7 +23,7 @@ def test_released_sizes_are_those_of_the_released_models():
         with torch.device("meta"):
             transformer = FluxTransformer2DModel(guidance_embeds=True)
             for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-                block.folded = FoldedCharacterAttention(1288, 3072)
+                block.folded = FoldedCharacterAttention(3072, 24, 1288)
                 block.register_buffer("key_scale", torch.empty(128))
             siglip = encoders.SIGLIP.config(**encoders.SIGLIP.released)
             siglip.vision_use_head = False

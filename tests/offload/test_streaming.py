@@ -149,6 +149,21 @@ def test_a_module_on_a_device_gets_its_original_tensors_back():
     assert "unsaved" not in module.state_dict()
 
 
+def test_a_module_is_converted_on_the_device_and_gets_its_tensors_back():
+    module = nn.Sequential(nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64)).to(torch.float16)
+    addresses = [tensor.data_ptr() for tensor in module.state_dict().values()]
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    with PretendedCuda() as card:
+        with on_device(module, CUDA, torch.float32) as there:
+            assert {tensor.dtype for tensor in there.parameters()} == {torch.float32}
+            assert there[1].num_batches_tracked.dtype == torch.int64
+            assert {tensor.device for tensor in there.state_dict().values()} == {CUDA}
+            assert 1.9 * size < card.allocated < 2.1 * size
+        assert card.allocated == 0
+    assert {tensor.dtype for tensor in module.parameters()} == {torch.float16}
+    assert [tensor.data_ptr() for tensor in module.state_dict().values()] == addresses
+
+
 def test_a_module_gets_its_tensors_back_after_an_error():
     module = nn.Linear(3, 3)
     address = module.weight.data_ptr()

@@ -188,9 +188,10 @@ class AdapterLoader(io.ComfyNode):
                 io.Combo.Input(
                     "adapter",
                     options=[*choices("adapter"), TOY],
-                    tooltip="instantcharacter_ip-adapter.bin from models/ipadapter, or the .safetensors file that the "
-                    "convert command made from it. “download” downloads it (5.6 GB) only if it is missing. “toy” is a "
-                    "small adapter inside the pack, for the toy FLUX and encoders.",
+                    tooltip="instantcharacter_ip-adapter.bin from models/ipadapter, or a .safetensors file that the "
+                    "convert command made from it; one made with --folded (1.1 GB) generates saved characters only. "
+                    "“download” downloads it (5.6 GB) only if it is missing. “toy” is a small adapter inside the pack, "
+                    "for the toy FLUX and encoders.",
                 )
             ],
             outputs=[Adapter.Output(display_name="adapter", tooltip="For InstantCharacter Encode or Load Character.")],

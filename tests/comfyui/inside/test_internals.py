@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import comfy.model_management as management
-import comfy.model_patcher
-import comfy.patcher_extension
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from support.comfyui_sampling import SIGMAS, sample
 
 from instantcharacter.comfyui import internals
@@ -39,16 +39,38 @@ def test_free_memory_for_models_leaves_what_comfyui_reserves():
     assert 0 < free < management.get_total_memory(device)
 
 
-def test_partial_patcher_is_the_one_of_comfyuis_own_models(model):
-    assert internals.partial_patcher() is type(model)
-    assert issubclass(internals.partial_patcher(), comfy.model_patcher.ModelPatcher)
+def test_memory_beside_a_model_counts_what_is_absent_of_it_and_its_activations(model):
+    shape = [1, 16, 8, 12]
+    management.load_models_gpu([model])
+    loaded = internals.free_memory_beside(model, shape)
+    expected = internals.free_memory_for_models(model.load_device) - model.memory_required(shape)
+    assert loaded == pytest.approx(expected, rel=0.05)
+    absent, loaded_size = model.model_size(), model.loaded_size
+    model.loaded_size = lambda: loaded_size() - absent
+    assert internals.free_memory_beside(model, shape) == pytest.approx(loaded - absent, rel=0.05)
 
 
-def test_linear_layer_is_one_that_comfyui_casts():
-    layer = internals.linear_layer()(2, 3)
-    assert isinstance(layer, torch.nn.Linear)
-    assert hasattr(layer, "comfy_cast_weights")
-    assert layer(torch.zeros(1, 2)).shape == (1, 3)
+@pytest.mark.parametrize(("most", "pins"), [(10**9, True), (-1, False)])
+def test_memory_is_pinned_unless_comfyui_may_pin_none(most, pins, monkeypatch):
+    monkeypatch.setattr(management, "MAX_PINNED_MEMORY", most)
+    assert internals.pins_memory() is pins
+
+
+def test_a_compiled_model_is_known_by_its_options_in_each_call(model):
+    seen = []
+
+    def look(executor, *args, **kwargs):
+        seen.append(internals.is_compiled(internals.apply_model_options(executor, args, kwargs)))
+        return executor(*args, **kwargs)
+
+    for compiled in (False, True):
+        on = model.clone()
+        on.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "look", look)
+        if compiled:
+            set_torch_compile_wrapper(on, "eager")
+            assert COMPILE_KEY in on.wrappers[WrappersMP.APPLY_MODEL]
+        sample(on, sigmas=SIGMAS[-2:])
+    assert seen == [False, True]
 
 
 def test_query_norms_are_those_of_every_block(model):

@@ -98,11 +98,11 @@ class Fp8Linear(_Fp8Weights):
         return self.weight_scale.numel() > 1
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = input.flatten(0, -2)
+        rows = input.reshape(-1, self.in_features)
         if padding := self.weight.shape[1] - self.in_features:
             rows = F.pad(rows, (0, padding))
         product = scaled_product(*quantize_rows(rows), self.weight, self.weight_scale, self.bias)
-        return product.unflatten(0, input.shape[:-1]).to(input.dtype)
+        return product.view(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rehearsal.card import card
+from benchmarks.card import card
 
 GIB = 2**30
 

@@ -45,6 +45,7 @@ from benchmarks.common import (
 )
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.flux import load
+from instantcharacter.flux.fp8 import store_in_fp8
 from instantcharacter.flux.scheduler import flux_scheduler
 from instantcharacter.offload import STRATEGIES
 
@@ -141,7 +142,7 @@ def random_pipeline(device: Device, fp8: bool) -> InstantCharacterPipeline:
         pipeline.set_character_adapter(random_adapter(device))
         pipeline.set_character_encoder(random_encoder(device))
     if fp8:
-        pipeline.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=DTYPE)
+        store_in_fp8(pipeline.transformer, DTYPE)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -41,7 +41,7 @@ from pathlib import Path
 from support import server as comfyui
 from support.server import Failed, Server
 
-from .card import GpuMemory, card
+from ..card import GpuMemory, card
 from .parts import USUAL, RehearsalPart, only, part_named, tiny
 from .prompts import Prompt
 from .results import Result, line, report

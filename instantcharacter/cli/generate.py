@@ -35,8 +35,9 @@ def generate(options: GenerateOptions) -> None:
     check_sources(options)
     pictures, saved = open_references(options), [Character.load(path) for path in options.character]
     check_generate(options)
-    from .loading import create_characters, load_adapter, load_pipeline
+    from .loading import check_arithmetic, create_characters, load_adapter, load_pipeline
 
+    check_arithmetic(options)
     adapter = load_adapter(options)
     for character in saved:
         character.check_made_by(adapter.fingerprint())

@@ -12,7 +12,8 @@ from PIL import Image
 from ..character.encoders import CharacterEncoder
 from ..files import folders
 from ..files.download import adapter_file
-from ..flux.load import FluxFiles, load_flux, store_in_fp8
+from ..flux.fp8 import set_weight_dtype
+from ..flux.load import FluxFiles, check_weight_dtype, load_flux
 from ..flux.lora import load_lora
 from ..flux.pipeline import InstantCharacterPipeline
 from ..model.adapter import CharacterAdapter
@@ -32,6 +33,11 @@ def choose_device(name: str | None) -> torch.device:
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """The type of this name; without a name float32 on a CPU, bfloat16 on a GPU."""
     return getattr(torch, name or ("float32" if device.type == "cpu" else "bfloat16"))
+
+
+def check_arithmetic(options: GenerateOptions) -> None:
+    """Raise ``ValueError`` for 8-bit arithmetic that the device or FLUX's file does not have; nothing is loaded yet."""
+    check_weight_dtype(Path(options.model), options.weight_dtype, choose_device(options.device))
 
 
 def load_adapter(options: EncodeOptions) -> CharacterAdapter:
@@ -70,7 +76,7 @@ def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> Instan
     dtype = choose_dtype(options.dtype, device)
     with stage_bar("FLUX", 3) as start:
         start("loading")
-        pipeline = _load_flux(options, dtype)
+        pipeline = _load_flux(options, dtype, device)
         start("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):
@@ -88,7 +94,7 @@ def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> Instan
     return pipeline
 
 
-def _load_flux(options: GenerateOptions, dtype: torch.dtype) -> InstantCharacterPipeline:
+def _load_flux(options: GenerateOptions, dtype: torch.dtype, device: torch.device) -> InstantCharacterPipeline:
     """FLUX from a file or a folder on disk, or from the hub."""
     model = Path(options.model)
     if model.exists():
@@ -96,9 +102,8 @@ def _load_flux(options: GenerateOptions, dtype: torch.dtype) -> InstantCharacter
         if model.is_file():
             clip, t5 = folders.tokenizers(model, *(path for path in parts.values() if path))
             parts |= {"clip_tokenizer": clip, "t5_tokenizer": t5}
-        return load_flux(FluxFiles(model, **parts), dtype, options.fp8)
+        return load_flux(FluxFiles(model, **parts), dtype, options.weight_dtype, device)
     with hub_errors(options.model):
         pipeline = InstantCharacterPipeline.from_pretrained(options.model, torch_dtype=dtype)
-    if options.fp8:
-        store_in_fp8(pipeline.transformer, dtype)
+    set_weight_dtype(pipeline.transformer, dtype, options.weight_dtype, device)
     return pipeline

@@ -10,6 +10,8 @@ from ..files import catalog
 
 Strategy = Literal["auto", "none", "model", "stream", "sequential"]
 """As in :mod:`instantcharacter.offload`, which imports torch."""
+WeightDtype = Literal["default", "fp8_e4m3fn", "fp8_e4m3fn_fast"]
+"""As in :mod:`instantcharacter.flux.fp8`, which imports torch."""
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
 """Width and height of a picture without ``--size``, with FLUX.1 and with the toy model."""
 SOURCES = {"siglip": catalog.SIGLIP, "dinov2": catalog.DINOV2, "adapter": catalog.ADAPTER}
@@ -85,7 +87,7 @@ class GenerateOptions(EncodeOptions):
         clip_l, t5, vae: the files of FLUX's other parts, where ``model`` is a file.
         offload: the strategy, see :meth:`~instantcharacter.InstantCharacterPipeline.enable_character_offload`.
         vram: GiB of GPU memory to use at most.
-        fp8: whether FLUX's large weights are stored in 8 bits.
+        weight_dtype: of FLUX's large weights, see :func:`~instantcharacter.flux.load.load_flux`.
         compile: whether torch compiles FLUX.
     """
 
@@ -104,7 +106,7 @@ class GenerateOptions(EncodeOptions):
     vae: Path | None = None
     offload: Strategy = "auto"
     vram: float | None = None
-    fp8: bool = False
+    weight_dtype: WeightDtype = "default"
     compile: bool = False
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management as management
 import folder_paths
 import torch
 
@@ -14,6 +15,7 @@ from .folders import tokenizers
 
 if TYPE_CHECKING:
     from ..files.pictures import ResizeMode
+    from ..flux.fp8 import WeightDtype
     from ..flux.pipeline import InstantCharacterPipeline
     from .hosting import HostedAdapter, HostedCharacter
 
@@ -23,17 +25,31 @@ def lora_file(choice: str) -> Path:
     return toy("lora") if choice == TOY else Path(folder_paths.get_full_path_or_raise("loras", choice))
 
 
+def check_arithmetic(choice: WeightDtype) -> None:
+    """Raise ``ValueError`` if ComfyUI's device does not compute in 8 bits as the choice asks for."""
+    from ..flux.fp8 import check_fp8_arithmetic
+
+    if choice == "fp8_e4m3fn_fast":
+        check_fp8_arithmetic(management.get_torch_device())
+
+
 def load_flux_pipeline(
-    paths: Mapping[str, Any], fp8: bool = False, lora: Path | None = None
+    paths: Mapping[str, Any], choice: WeightDtype = "default", lora: Path | None = None
 ) -> InstantCharacterPipeline:
-    """Load FLUX from its files, see :class:`FluxFiles`, with a LoRA, onto the CPU."""
+    """Load FLUX from its files, see :class:`FluxFiles`, with a LoRA, onto the CPU.
+
+    Args:
+        paths: by the names of :class:`FluxFiles`.
+        choice: of Load FLUX for ``weight_dtype``.
+        lora: its file.
+    """
     from ..flux.load import FluxFiles, load_flux
     from ..flux.lora import load_lora
     from .hosting import weight_dtype
 
     clip_tokenizer, t5_tokenizer = tokenizers()
     files = FluxFiles(**paths, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer)
-    pipeline = load_flux(files, weight_dtype(), fp8)
+    pipeline = load_flux(files, weight_dtype(), choice, management.get_torch_device())
     if lora:
         load_lora(pipeline, lora, "style")
     return pipeline

@@ -19,6 +19,7 @@ from ..model.adapter import CharacterAdapter
 from ..model.attention import CharacterAttention, FoldedCharacterAttention, check_query_scale
 from ..model.conditioning import Subject, add_subjects
 from ..model.folding import fold
+from .fp8 import first_fp8_layer, quantize_layers
 
 Block = tuple[CharacterAttention, dict[str, Tensor]]
 """A block's attention, and the scale that its processor takes, by name."""
@@ -152,7 +153,7 @@ def attach(
     If this adapter is refused, the one before stays attached.
 
     Args:
-        transformer: FLUX; the attention takes its device, and the dtype that it computes in.
+        transformer: FLUX; the attention takes its device, and the dtype that it computes in, 8 bits included.
         adapter: its attention modules.
         folded: for inference: a folded copy, for folded tokens, which does not follow changes of the adapter. False
             for training: the adapter's own modules, for unfolded tokens.
@@ -168,7 +169,7 @@ def attach(
     inner = _inner_processors(transformer)
     query_scales = [_query_scale(transformer.get_submodule(name.removesuffix(".processor"))) for name in inner]
     blocks: Iterator[Block] = (
-        _for_inference(adapter, query_scales, compute_dtype(transformer), compute_on)
+        _for_inference(adapter, query_scales, transformer, compute_on)
         if folded
         else _for_training(adapter, query_scales)
     )
@@ -188,12 +189,17 @@ def _for_training(adapter: CharacterAdapter, query_scales: list[Tensor]) -> Iter
 
 
 def _for_inference(
-    adapter: CharacterAdapter, query_scales: list[Tensor], dtype: torch.dtype, compute_on: torch.device | None
+    adapter: CharacterAdapter,
+    query_scales: list[Tensor],
+    transformer: FluxTransformer2DModel,
+    compute_on: torch.device | None,
 ) -> Iterator[Block]:
     """Folded copies of the adapter's attention, with the scales of their keys."""
-    device = query_scales[0].device
+    device, dtype, in_fp8 = query_scales[0].device, compute_dtype(transformer), first_fp8_layer(transformer)
     blocks = zip(fold(adapter, device, dtype, compute_on=compute_on), adapter.attention, query_scales, strict=True)
     for folded, attention, query_scale in blocks:
+        if in_fp8:
+            quantize_layers(folded, dtype, in_fp8.by_rows, compute_on)
         key_scale = attention.key_scale(query_scale.to(attention.norm_ip_q.scale.device))
         yield folded, {"key_scale": key_scale.detach().to(device, dtype)}
 

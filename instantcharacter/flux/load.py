@@ -18,7 +18,9 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config,
 from ..files.errors import first_line
 from ..files.reading import check_file, read_json, read_safetensors, refuse_code
 from ..files.single_file import SingleFileModel
-from .hooks import has_diffusers_hooks
+from ..offload.devices import default_device
+from .fp8 import WeightDtype, check_fp8_arithmetic, set_weight_dtype
+from .fp8_layers import FP8
 from .layout import BLOCKS, OWN, diffusers_layers, own_part, to_diffusers
 from .pipeline import InstantCharacterPipeline
 from .scheduler import flux_scheduler
@@ -28,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 EXPECTED_FLUX = "FLUX.1 in one file (.safetensors in bf16, fp16 or plain fp8, or .gguf), or a diffusers folder"
 EXPECTED_VAE = "FLUX's VAE (ae.safetensors)"
-FP8 = torch.float8_e4m3fn
 HEAD_DIM = 128
 """Channels of an attention head, in a FLUX of any width."""
 KNOWN_BY = {
@@ -115,18 +116,25 @@ class FluxFiles:
     t5_tokenizer: Path | None = None
 
 
-def load_flux(files: FluxFiles, dtype: torch.dtype, fp8: bool = False) -> InstantCharacterPipeline:
+def load_flux(
+    files: FluxFiles, dtype: torch.dtype, weight_dtype: WeightDtype = "default", device: torch.device | None = None
+) -> InstantCharacterPipeline:
     """Load a pipeline, on the CPU. Without text encoders it takes embeddings in place of prompts.
 
     Args:
         files: of the pipeline's models.
         dtype: of the arithmetic, and of weights that are not stored in fewer bits.
-        fp8: store FLUX's weights in 8 bits (e4m3); each layer casts them to ``dtype`` when it runs.
+        weight_dtype: of FLUX's large layers: ``dtype``; ``"fp8_e4m3fn"``: stored in 8 bits, and cast to ``dtype`` when
+            they run; ``"fp8_e4m3fn_fast"``: multiplied in 8 bits. A GGUF file stays as it is.
+        device: where FLUX is to multiply in 8 bits; :func:`~.default_device` if not given.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: a file is cut off, of another model, or in a form that only ComfyUI reads.
+        ValueError: a file is cut off, of another model, or in a form that only ComfyUI reads; or 8-bit arithmetic for
+            a GGUF file or on a device without it.
     """
+    device = device or default_device()
+    check_weight_dtype(files.flux, weight_dtype, device)
     parts: dict[str, Any] = {}
     if files.clip_l:
         parts["text_encoder"] = CLIP_L.load(files.clip_l, CLIP_L.read_config(files.clip_l), dtype)
@@ -137,20 +145,24 @@ def load_flux(files: FluxFiles, dtype: torch.dtype, fp8: bool = False) -> Instan
     if files.flux.is_dir():
         pipeline = _from_folder(files.flux, parts, dtype)
     else:
-        transformer = _load_transformer(files.flux, dtype, fp8)
+        transformer = _load_transformer(files.flux, dtype, in_fp8=weight_dtype != "default")
         pipeline = InstantCharacterPipeline(**_complete(parts, files, transformer))
-    if fp8 and not getattr(pipeline.transformer, "is_quantized", False):
-        store_in_fp8(pipeline.transformer, dtype)
+    set_weight_dtype(pipeline.transformer, dtype, weight_dtype, device)
     return pipeline
 
 
-def store_in_fp8(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> None:
-    """Store the weights of FLUX's large layers in 8 bits (e4m3), and its norms in ``dtype``, which it computes in."""
-    transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype)
-    for module in transformer.modules():
-        if not has_diffusers_hooks(module):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+def check_weight_dtype(flux: Path, weight_dtype: WeightDtype, device: torch.device) -> None:
+    """Raise ``ValueError``, before anything is loaded, for 8-bit arithmetic with a GGUF file or a device without it.
+
+    Args:
+        flux: its file, folder or hub id.
+        weight_dtype: see :func:`load_flux`.
+        device: see :func:`load_flux`.
+    """
+    if weight_dtype == "fp8_e4m3fn_fast":
+        check_fp8_arithmetic(device)
+        if flux.suffix == ".gguf":
+            raise ValueError(f"{flux} is quantised: 8-bit arithmetic needs FLUX.1 in bf16, fp16 or plain fp8")
 
 
 def check_folder(folder: Path) -> None:
@@ -213,8 +225,8 @@ def _tokenizer(folder: Path | None, length: int) -> Any:
     return AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False)
 
 
-def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransformer2DModel:
-    """Load FLUX. Weights become ``dtype``, but GGUF's, and with ``fp8`` those that are stored in fp8."""
+def _load_transformer(path: Path, dtype: torch.dtype, in_fp8: bool) -> FluxTransformer2DModel:
+    """Load FLUX. Weights become ``dtype``, but GGUF's, and with ``in_fp8`` those that are in fp8 in the file."""
     check_file(path, EXPECTED_FLUX)
     settings: dict[str, Any] = {"torch_dtype": dtype}
     if path.suffix == ".gguf":
@@ -226,7 +238,7 @@ def _load_transformer(path: Path, dtype: torch.dtype, fp8: bool) -> FluxTransfor
     if len(state) < len(whole):
         logger.info("%s is a whole checkpoint; of it FLUX alone is read, not its text encoders and VAE", path.name)
     config = flux_config(state, path)
-    if fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
+    if in_fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
         settings["torch_dtype"] = FP8
     state = to_diffusers(state, config["attention_head_dim"] * config["num_attention_heads"])
     _check_keys(state, config, path)

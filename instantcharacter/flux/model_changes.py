@@ -6,6 +6,8 @@ from abc import abstractmethod
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from .fp8 import check_fusible, check_savable
+
 if TYPE_CHECKING:
     from diffusers import FluxPipeline as _Pipeline
 else:
@@ -35,7 +37,12 @@ class ModelChangesMixin(_Pipeline):
             return super().delete_adapters(*args, **kwargs)
 
     def fuse_lora(self, *args: Any, **kwargs: Any) -> Any:
-        """Merge LoRAs into the weights."""
+        """Merge LoRAs into the weights.
+
+        Raises:
+            ValueError: the weights are in 8 bits.
+        """
+        check_fusible(self.transformer)
         with self._models_changing():
             return super().fuse_lora(*args, **kwargs)
 
@@ -53,6 +60,15 @@ class ModelChangesMixin(_Pipeline):
         """Add embeddings to the text encoders."""
         with self._models_changing():
             return super().load_textual_inversion(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save the pipeline as a diffusers folder.
+
+        Raises:
+            ValueError: FLUX computes in 8 bits.
+        """
+        check_savable(self.transformer)
+        return super().save_pretrained(*args, **kwargs)
 
     def unload_textual_inversion(self, *args: Any, **kwargs: Any) -> Any:
         """Undo :meth:`load_textual_inversion`."""

@@ -23,9 +23,10 @@ from ..offload.planning import MemoryPlan, Strategy
 from ..offload.sizes import ComponentModules
 from ..offload.streaming import on_device
 from ..versions import warn_if_newer
-from .attn_processor import attach, attached, check_fits, detach
+from .attn_processor import attach, attached, check_fits, compute_dtype, detach
 from .compile import compile_blocks
 from .components import components_of
+from .fp8 import check_fp8_arithmetic, compute_in_fp8
 from .hooks import drop_empty_registry
 from .model_changes import ModelChangesMixin
 from .offloading import OffloadRequest
@@ -182,6 +183,23 @@ class CharacterPipelineMixin(ModelChangesMixin):
             without it.
         """
         return compile_blocks(self.transformer)
+
+    def enable_character_fp8(self, device: str | torch.device | None = None) -> None:
+        """Have FLUX's large layers multiply in 8 bits, and the character's; it cannot be undone.
+
+        Half of the memory for these layers; steps are faster above all with :meth:`enable_character_compile`, and
+        pictures are slightly different. LoRAs, adapters and offloading may come before or after it.
+
+        Args:
+            device: where FLUX is to run; :func:`~.default_device` if not given.
+
+        Raises:
+            ValueError: the device has no 8-bit arithmetic, or FLUX is quantised or offloaded by others.
+        """
+        device = torch.device(device or default_device())
+        by_rows = check_fp8_arithmetic(device)
+        with self._offload_suspended():
+            compute_in_fp8(self.transformer, compute_dtype(self.transformer), by_rows, device)
 
     def clear_cache(self) -> None:
         """Drop the cached characters of recent pictures, and the embeddings of recent prompts."""

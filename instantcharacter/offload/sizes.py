@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -159,6 +160,8 @@ def _component_size(name: str, modules: Sequence[nn.Module]) -> ComponentSize:
         sizes.append(ModuleSize(module_bytes(module) - sum(blocks), blocks))
         layers = (child for child in module.modules() if not any(child.children()))
         largest_layer = max(largest_layer, *map(module_bytes, layers))
-    dtypes = [str(parameter.dtype).removeprefix("torch.") for module in modules for parameter in module.parameters()]
-    dtype = max(set(dtypes), key=dtypes.count)
+    bytes_in: Counter[str] = Counter()
+    for parameter in tensors_of(*modules):
+        bytes_in[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
+    dtype = bytes_in.most_common(1)[0][0]
     return ComponentSize(PHASE[name], tuple(sizes), largest_layer, *ACTIVATION_BYTES[name], dtype)

@@ -48,6 +48,11 @@ def test_files_beside_a_hub_id_are_refused(generate_from, flux_files, error_line
     assert error_line().endswith("--clip-l, --t5, --vae: only with --model FILE or FOLDER")
 
 
+def test_8_bit_arithmetic_without_a_gpu_is_refused_before_models_are_loaded(generate, error_line, no_models):
+    assert generate("--reference", recorded.PICTURE, "--device=cpu", "--fp8-fast")[0] == 2
+    assert "needs an NVIDIA GPU of compute capability 8.9 or later" in error_line()
+
+
 @pytest.mark.parametrize("taken_by", ["adapter", "text", "folder"])
 @pytest.mark.parametrize("command", ["encode", "generate"])
 def test_character_replaces_nothing_but_a_character(

@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 from support import recorded, tiny
+from support.fp8 import needs_fp8_arithmetic
+from support.pretended_cuda import PretendedCuda
 
 from instantcharacter import Character, InstantCharacterPipeline
 from instantcharacter.cli.main import main
@@ -28,6 +30,17 @@ def test_fp8_and_compiled_pictures_are_generated(generate, monkeypatch):
     assert not compiled
     assert generate("--reference", recorded.PICTURE, "--compile")[0] == 0
     assert len(compiled) == 4
+
+
+@needs_fp8_arithmetic
+def test_a_picture_is_generated_in_8_bit_arithmetic(generate):
+    pictures = []
+    for arguments in ([], ["--fp8-fast"]):
+        with PretendedCuda():
+            status, output = generate("--reference", recorded.PICTURE, "--dtype=float32", *arguments)
+        assert status == 0
+        pictures.append(Image.open(output).tobytes())
+    assert pictures[0] != pictures[1]
 
 
 def test_too_little_gpu_memory_is_an_error_with_the_needed_size(generate, error_line):

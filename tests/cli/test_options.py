@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 
 from instantcharacter import offload
-from instantcharacter.cli.options import SIZE, TOY_SIZE, EncodeOptions, GenerateOptions, Strategy
+from instantcharacter.cli.options import SIZE, TOY_SIZE, EncodeOptions, GenerateOptions, Strategy, WeightDtype
 from instantcharacter.cli.parser import parse
 from instantcharacter.files import catalog
+from instantcharacter.flux import fp8
 
 GENERATE = ["generate", "--prompt=a fox", "--output=fox.png", "--reference=a.png"]
 
@@ -54,6 +55,23 @@ def test_missing_toy_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "TOY_FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="clone it"):
         EncodeOptions(output=Path("a"), adapter="toy").with_toy_paths()
+
+
+@pytest.mark.parametrize(
+    ("flags", "weight_dtype"), [([], "default"), (["--fp8"], "fp8_e4m3fn"), (["--fp8-fast"], "fp8_e4m3fn_fast")]
+)
+def test_a_flag_chooses_the_dtype_of_weights(flags, weight_dtype):
+    assert parse([*GENERATE, *flags]).weight_dtype == weight_dtype
+
+
+def test_weights_have_one_dtype(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse([*GENERATE, "--fp8", "--fp8-fast"])
+    assert capsys.readouterr().err.endswith("error: argument --fp8-fast: not allowed with argument --fp8\n")
+
+
+def test_dtypes_of_weights_are_those_of_the_library():
+    assert get_args(WeightDtype) == get_args(fp8.WeightDtype)
 
 
 def test_strategies_are_those_of_the_offloader():

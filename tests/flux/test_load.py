@@ -84,7 +84,7 @@ def test_without_text_encoders_it_generates_from_embeddings(files):
 
 
 def test_stored_in_fp8_it_computes_in_the_dtype_asked_for(files, expected, adapter, character):
-    pipeline = load_flux(without_text(files), torch.float32, fp8=True)
+    pipeline = load_flux(without_text(files), torch.float32, "fp8_e4m3fn")
     stored = {parameter.dtype for parameter in pipeline.transformer.transformer_blocks.parameters()}
     assert torch.float8_e4m3fn in stored
     generated = generate(pipeline)
@@ -110,8 +110,8 @@ def test_fp8_file_stored_in_fp8_generates_as_its_numbers_do(files, tmp_path):
     state = {key: weight.to(torch.float8_e4m3fn) for key, weight in recorded.transformer().state_dict().items()}
     save_file(state, tmp_path / "flux-fp8.safetensors")
     in_fp8, in_float = (
-        load_flux(without_text(files, flux=tmp_path / "flux-fp8.safetensors"), torch.float32, fp8)
-        for fp8 in (True, False)
+        load_flux(without_text(files, flux=tmp_path / "flux-fp8.safetensors"), torch.float32, weight_dtype)
+        for weight_dtype in ("fp8_e4m3fn", "default")
     )
     assert in_fp8.transformer.transformer_blocks[0].ff.net[2].weight.dtype == torch.float8_e4m3fn
     assert in_fp8.transformer.transformer_blocks[0].attn.norm_q.weight.dtype == torch.float32
@@ -205,8 +205,8 @@ LAYOUTS = {
 def test_every_layout_holds_the_same_flux(files, tmp_path, layout, dtype):
     state = {key: weight.to(dtype) for key, weight in recorded.transformer().state_dict().items()}
     save_file({key: weight.contiguous() for key, weight in LAYOUTS[layout](state).items()}, tmp_path / "f.safetensors")
-    for fp8 in (False, True):
-        pipeline = load_flux(without_text(files, flux=tmp_path / "f.safetensors"), torch.bfloat16, fp8)
+    for weight_dtype in ("default", "fp8_e4m3fn"):
+        pipeline = load_flux(without_text(files, flux=tmp_path / "f.safetensors"), torch.bfloat16, weight_dtype)
         loaded = pipeline.transformer.state_dict()
         assert loaded.keys() == state.keys()
         for key, weight in state.items():
@@ -437,7 +437,8 @@ def test_single_file_without_a_vae_is_refused(files):
 
 LOAD = """
 import sys, torch
-from instantcharacter.flux.load import _load_transformer, store_in_fp8
+from instantcharacter.flux.fp8 import store_in_fp8
+from instantcharacter.flux.load import _load_transformer
 from pathlib import Path
 
 def peak():
@@ -479,7 +480,7 @@ def test_small_weights_generate_the_same_under_a_plan(files, gguf_file, adapter,
     files = without_text(files, flux=gguf_file) if kind == "gguf" else without_text(files)
     generated = []
     for offload in (None, strategy):
-        pipeline = load_flux(files, torch.float32, fp8=kind == "fp8")
+        pipeline = load_flux(files, torch.float32, "fp8_e4m3fn" if kind == "fp8" else "default")
         pipeline.set_progress_bar_config(disable=True)
         pipeline.set_character_adapter(adapter)
         if offload:

@@ -18,7 +18,8 @@ from torch import Tensor
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.cli.main import main
 from instantcharacter.files.catalog import TOY_FOLDER, toy
-from instantcharacter.flux.load import FluxFiles, load_flux, store_in_fp8
+from instantcharacter.flux.fp8 import store_in_fp8
+from instantcharacter.flux.load import FluxFiles, load_flux
 from instantcharacter.flux.lora import load_lora
 
 RANK, STRENGTH = 4, 0.7
@@ -428,7 +429,7 @@ def files(tmp_path_factory) -> dict[str, FluxFiles]:
 @pytest.mark.parametrize("name", ["float", "fp8"])
 def test_flux_in_fp8_generates_with_a_lora_that_is_not_rounded(files, lora_file, name):
     path = lora_file(written(matrices(recorded.transformer().state_dict()), "transformer.", AB))
-    small, rounded = load_flux(files[name], torch.float32, fp8=True), pipeline_of()
+    small, rounded = load_flux(files[name], torch.float32, "fp8_e4m3fn"), pipeline_of()
     assert torch.float8_e4m3fn in {parameter.dtype for parameter in small.transformer.parameters()}
     rounded.transformer.load_state_dict({key: w.float() for key, w in small.transformer.state_dict().items()})
     small.set_progress_bar_config(disable=True)
@@ -453,7 +454,7 @@ def test_fp8_and_a_lora_generate_the_same_under_a_plan(files, lora_file, adapter
     path = lora_file(written(matrices(recorded.transformer().state_dict()), "transformer.", AB))
     generated = []
     for offload in (None, strategy):
-        pipeline = load_flux(files["fp8"], torch.float32, fp8=True)
+        pipeline = load_flux(files["fp8"], torch.float32, "fp8_e4m3fn")
         pipeline.set_progress_bar_config(disable=True)
         load_lora(pipeline, path, "style")
         pipeline.set_adapters(["style"], [STRENGTH])

@@ -16,6 +16,7 @@ from support.recorded import error
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.comfyui.conditioning import CharacterConditioning
 from instantcharacter.comfyui.model_patch import apply
+from instantcharacter.comfyui.nodes import loaders
 from instantcharacter.flux.layout import own_part
 from instantcharacter.flux.load import FluxFiles, load_flux
 from instantcharacter.flux.lora import load_lora
@@ -94,3 +95,9 @@ def test_loras_that_load_flux_refuses_draw_natively_with_the_character(adapter, 
     plain, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     assert error(sample(styled, shown), before) > 1e-3
     assert error(sample(styled, shown), sample(plain, shown)) > 1e-3
+
+
+def test_8_bit_arithmetic_on_a_cpu_is_refused_before_anything_is_downloaded(monkeypatch):
+    monkeypatch.setattr(loaders, "locate_flux", lambda *_: pytest.fail("it looked for the files, to download them"))
+    with pytest.raises(ValueError, match="8-bit arithmetic needs an NVIDIA GPU"):
+        loaders.FluxLoader.execute("download", "download", "download", "download", "fp8_e4m3fn_fast", "auto")

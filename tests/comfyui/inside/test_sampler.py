@@ -26,6 +26,7 @@ from instantcharacter.comfyui.internals import loaded_models
 from instantcharacter.comfyui.loading import encode
 from instantcharacter.comfyui.model_patch import apply
 from instantcharacter.comfyui.sampler import HostedPipeline, StyledPipeline
+from instantcharacter.flux.fp8 import compute_in_fp8
 from instantcharacter.flux.lora import load_lora
 
 SIZE = (96, 64)
@@ -110,6 +111,19 @@ def test_every_strategy_generates_the_same(hosted, adapter, character, strategy)
     other = HostedPipeline(InstantCharacterPipeline(**recorded.components()), strategy)
     for _ in range(2):
         assert torch.equal(generate(other, who).samples, generate(hosted, who).samples)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "none", "model", "stream", "sequential"])
+def test_every_strategy_generates_the_same_in_8_bit_arithmetic(adapter, character, strategy):
+    def in_8_bits(strategy: str) -> HostedPipeline:
+        hosted = pipe(strategy)
+        compute_in_fp8(hosted.pipeline.transformer, torch.float32, by_rows=False)
+        return hosted
+
+    who = HostedCharacter(character, adapter)
+    expected = generate(in_8_bits("none"), who).samples
+    assert torch.equal(generate(in_8_bits(strategy), who).samples, expected)
+    assert 1e-3 < error(generate(pipe(), who).samples, expected) < 0.1
 
 
 def test_comfyui_loads_and_unloads_the_resident_weights(adapter, character):

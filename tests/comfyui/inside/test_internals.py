@@ -59,13 +59,13 @@ def test_memory_is_pinned_unless_comfyui_may_pin_none(most, pins, monkeypatch):
 def test_a_compiled_model_is_known_by_its_options_in_each_call(model):
     seen = []
 
-    def look(executor, *args, **kwargs):
+    def record(executor, *args, **kwargs):
         seen.append(internals.is_compiled(internals.apply_model_options(executor, args, kwargs)))
         return executor(*args, **kwargs)
 
     for compiled in (False, True):
         on = model.clone()
-        on.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "look", look)
+        on.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "record", record)
         if compiled:
             set_torch_compile_wrapper(on, "eager")
             assert COMPILE_KEY in on.wrappers[WrappersMP.APPLY_MODEL]

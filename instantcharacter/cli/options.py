@@ -10,6 +10,8 @@ from ..files import catalog
 
 Strategy = Literal["auto", "none", "model", "stream", "sequential"]
 """As in :mod:`instantcharacter.offload`, which imports torch."""
+CACHE_THRESHOLD = 0.12
+"""As in :mod:`instantcharacter.flux.first_block_cache`, which imports torch."""
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
 """Width and height of a picture without ``--size``, with FLUX.1 and with the toy model."""
 SOURCES = {"siglip": catalog.SIGLIP, "dinov2": catalog.DINOV2, "adapter": catalog.ADAPTER}
@@ -87,6 +89,7 @@ class GenerateOptions(EncodeOptions):
         vram: GiB of GPU memory to use at most.
         fp8: whether FLUX's large weights are stored in 8 bits.
         compile: whether torch compiles FLUX.
+        cache: threshold of :mod:`~instantcharacter.flux.first_block_cache`, which leaves out steps; 0 for no cache.
     """
 
     prompt: str
@@ -106,6 +109,7 @@ class GenerateOptions(EncodeOptions):
     vram: float | None = None
     fp8: bool = False
     compile: bool = False
+    cache: float = 0.0
 
     @property
     def flux_parts(self) -> dict[str, Path | None]:

@@ -50,8 +50,8 @@ def compile_blocks(transformer: FluxTransformer2DModel) -> bool:
 
     Another prompt, character, scale or seed compiles nothing anew; another size of picture does, once. torch caches
     compiled code on disk (``TORCHINDUCTOR_CACHE_DIR``), so that another process starts faster. Blocks whose weights
-    stream may be compiled too: the hooks that copy weights are outside of the graph. So are diffusers' caches that leave
-    out whole blocks; with one that leaves out their attention, FLUX runs without being compiled.
+    stream may be compiled too: the hooks that copy weights are outside of the graph. So are those of diffusers'
+    caches of whole blocks; with a cache of attention, FLUX runs without being compiled.
 
     Returns:
         Whether they will be; if not, a warning says why.

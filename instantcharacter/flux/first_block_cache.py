@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from .schedule import current_step
 
-THRESHOLD = 0.08
-"""The default threshold."""
+THRESHOLD = 0.12
+"""A threshold at which toy pictures keep their meaning: identity, action and scene."""
 MAX_LEFT_OUT = 3
 """Steps that are left out one after another at most."""
 
@@ -58,8 +58,8 @@ def first_block_cache(transformer: FluxTransformer2DModel, scheduler: Any, thres
     run = _Run(scheduler, threshold)
     blocks = {name: list(getattr(transformer, name)) for name in ("transformer_blocks", "single_transformer_blocks")}
     handles = [
-        transformer.register_forward_pre_hook(run.begin, with_kwargs=True),
-        transformer.register_forward_hook(run.end),
+        transformer.register_forward_pre_hook(run.before_call, with_kwargs=True),
+        transformer.register_forward_hook(run.after_call),
     ]
     # In place of the module lists, for as long as these attributes hide them, FLUX's forward iterates over these lists.
     vars(transformer).update(
@@ -75,7 +75,7 @@ def first_block_cache(transformer: FluxTransformer2DModel, scheduler: Any, thres
             handle.remove()
 
 
-class _Computed(NamedTuple):
+class _Step(NamedTuple):
     """What the blocks of a computed step add to the image tokens [B, S, C]: the first one, and the others."""
 
     step: int
@@ -95,7 +95,7 @@ class _Branch:
     """
 
     prompt: Tensor
-    computed: list[_Computed] = field(default_factory=list)
+    computed: list[_Step] = field(default_factory=list)
     left_out: int = 0
     characters: int = 0
 
@@ -118,7 +118,7 @@ class _Run:
         self._rest: Tensor
         self.left_out = False
 
-    def begin(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def before_call(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a call of the transformer."""
         prompt = kwargs["encoder_hidden_states"]
         subjects = (kwargs.get("joint_attention_kwargs") or {}).get("subjects") or ()
@@ -142,13 +142,13 @@ class _Run:
         """The image tokens after the last block of a step that is left out, from those after the first block."""
         return image + self._extrapolate(*(step.rest for step in self._branch.computed))
 
-    def end(self, *_: Any) -> None:
+    def after_call(self, *_: Any) -> None:
         """After a call of the transformer that succeeded."""
         branch = self._branch
         if self.left_out:
             branch.left_out += 1
         else:
-            branch.computed = [*branch.computed[-1:], _Computed(self._step, self._first, self._rest)]
+            branch.computed = [*branch.computed[-1:], _Step(self._step, self._first, self._rest)]
             branch.left_out = 0
             del self._rest
         del self._first, self._after_first

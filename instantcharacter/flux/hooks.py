@@ -38,7 +38,7 @@ def drop_empty_registry(module: nn.Module) -> None:
 def cache_contexts(transformer: Any) -> Iterator[None]:
     """Context manager in which diffusers' caches work in every FLUX pipeline, and which they leave without a state.
 
-    A cache keeps a state for each prompt, whose name the pipeline sets as the cache's context: diffusers' image-to-image
+    A cache has a state for each prompt, whose name the pipeline sets as the cache's context: diffusers' image-to-image
     and inpainting set none. After a picture that was cancelled or failed, no pipeline of diffusers' resets the state.
 
     Args:
@@ -70,7 +70,7 @@ def cache_contexts(transformer: Any) -> Iterator[None]:
 
 
 def restart_caches(transformer: Any) -> None:
-    """Have diffusers' caches forget the steps before, within a step: it is computed again after it ran out of memory."""
+    """Have diffusers' caches forget the steps before, in the middle of a step that is to be computed again."""
     registries = [vars(module).get("_diffusers_hook") for module in transformer.modules()]
     hooks = [hook for registry in registries if registry for hook in registry.hooks.values()]
     states = [state for hook in hooks for state in vars(hook).values() if hasattr(state, "set_context")]

@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 
 from instantcharacter import offload
-from instantcharacter.cli.options import SIZE, TOY_SIZE, EncodeOptions, GenerateOptions, Strategy
+from instantcharacter.cli.options import CACHE_THRESHOLD, SIZE, TOY_SIZE, EncodeOptions, GenerateOptions, Strategy
 from instantcharacter.cli.parser import parse
 from instantcharacter.files import catalog
+from instantcharacter.flux import first_block_cache
 
 GENERATE = ["generate", "--prompt=a fox", "--output=fox.png", "--reference=a.png"]
 
@@ -58,3 +59,12 @@ def test_missing_toy_is_an_error(monkeypatch, tmp_path):
 
 def test_strategies_are_those_of_the_offloader():
     assert get_args(Strategy) == offload.STRATEGIES
+
+
+def test_the_cache_has_the_pipelines_threshold_unless_one_is_given():
+    assert CACHE_THRESHOLD == first_block_cache.THRESHOLD
+    assert parse(GENERATE).cache == 0
+    assert parse([*GENERATE, "--cache"]).cache == CACHE_THRESHOLD
+    assert parse([*GENERATE, "--cache", "0.08"]).cache == 0.08
+    with pytest.raises(SystemExit):
+        parse([*GENERATE, "--cache=-1"])

@@ -16,7 +16,6 @@ from instantcharacter import (
     Character,
     InstantCharacterImg2ImgPipeline,
     InstantCharacterInpaintPipeline,
-    InstantCharacterPipeline,
 )
 from instantcharacter.flux.first_block_cache import MAX_LEFT_OUT, THRESHOLD
 from instantcharacter.offload.host_weights import HostWeights
@@ -63,7 +62,7 @@ class Calls:
 
 
 def leaving_out(first: int) -> list[int]:
-    """Counts of calls in a run of 12 steps that leaves out all it may: 1 1 0 0 0 1 0 0 0 1 0 0, from a first step on."""
+    """Counts of calls in a run from a first step to the 12th that leaves out all it may: 1 1 0 0 0 1 0 0 0 1 0 0."""
     computed = [1, 1, *([0] * MAX_LEFT_OUT + [1]) * 3][: STEPS - first]
     return [STEPS - first, *[sum(computed)] * 3]
 
@@ -96,7 +95,7 @@ def test_what_is_linear_in_the_steps_is_predicted_exactly(pipeline):
     """With blocks whose additions grow by the same amount at each step, nothing is off."""
 
     def linear(i, block, inputs, outputs):
-        text, image = outputs
+        text, _ = outputs
         before = inputs["hidden_states"]
         return text, before + (i + 1) * 1e-3 * (2 + (pipeline.scheduler.step_index or 0))
 
@@ -209,7 +208,7 @@ def test_weights_of_blocks_that_are_left_out_do_not_stream(pipeline, character, 
     generate(pipeline, **settings)  # the character is resampled
     every_step, cached = copies(0), copies(EVERY)
     left_out = STEPS - leaving_out(0)[1]
-    assert every_step - cached == left_out  # of four blocks, three are called for anyway: two at first, one after the first
+    assert every_step - cached == left_out  # two blocks are copied before a step, the third after the first block
 
 
 def fails_once(block: torch.nn.Module, when: int) -> None:

@@ -1,7 +1,7 @@
 """What caches leave out, and what it costs in meaning: ``python -m toy.evaluate.caches ASSETS``.
 
-The same held-out characters, prompts and noise are generated without a cache and with each, one picture at a time by the
-pack's pipeline, and judged as :mod:`toy.evaluate.measure` does.
+The same characters, prompts and noise are generated without a cache and with each, one picture at a time by the pack's
+pipeline, and judged as :mod:`toy.evaluate.measure` does.
 """
 
 from __future__ import annotations

@@ -167,7 +167,9 @@ class Bench:
         calls: list[object] = []
         handle = self._transformer.single_transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))
         with leaving_out(LEFT_OUT_AT_ONCE):
-            seconds = self._in_turn([lambda: self.picture(self._character, cache_threshold=float("inf"))], self._pictures)
+            seconds = self._in_turn(
+                [lambda: self.picture(self._character, cache_threshold=float("inf"))], self._pictures
+            )
             calls.clear()
             self.picture(self._character, cache_threshold=float("inf"))
         handle.remove()

@@ -101,6 +101,7 @@ def _run_pipeline(
         height=height,
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
+        cache_threshold=options.cache,
         generator=torch.Generator().manual_seed(seed),
     )
     return result.images[0]
@@ -118,6 +119,8 @@ def _write_picture(image: Image.Image, options: GenerateOptions, seed: int) -> N
         "lora": [f"{path.name}:{weight}" for path, weight in options.lora],
         "model": Path(options.model).name,
     }
+    if options.cache:
+        settings["cache"] = options.cache
     text = PngInfo()
     text.add_itxt("Description", options.prompt)
     text.add_itxt("instantcharacter", json.dumps(settings, ensure_ascii=False))

@@ -12,6 +12,8 @@ Strategy = Literal["auto", "none", "model", "stream", "sequential"]
 """As in :mod:`instantcharacter.offload`, which imports torch."""
 WeightDtype = Literal["default", "fp8_e4m3fn", "fp8_e4m3fn_fast"]
 """As in :mod:`instantcharacter.flux.fp8`, which imports torch."""
+CACHE_THRESHOLD = 0.12
+"""As in :mod:`instantcharacter.flux.first_block_cache`, which imports torch."""
 SIZE, TOY_SIZE = (1024, 1024), (256, 256)
 """Width and height of a picture without ``--size``, with FLUX.1 and with the toy model."""
 SOURCES = {"siglip": catalog.SIGLIP, "dinov2": catalog.DINOV2, "adapter": catalog.ADAPTER}
@@ -89,6 +91,7 @@ class GenerateOptions(EncodeOptions):
         vram: GiB of GPU memory to use at most.
         weight_dtype: of FLUX's large weights, see :func:`~instantcharacter.flux.load.load_flux`.
         compile: whether torch compiles FLUX.
+        cache: threshold of :mod:`~instantcharacter.flux.first_block_cache`, which leaves out steps; 0 for no cache.
     """
 
     prompt: str
@@ -108,6 +111,7 @@ class GenerateOptions(EncodeOptions):
     vram: float | None = None
     weight_dtype: WeightDtype = "default"
     compile: bool = False
+    cache: float = 0.0
 
     @property
     def flux_parts(self) -> dict[str, Path | None]:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from ..files import catalog
 from .argument_types import file_name, lora, number, size, whole_number
 from .options import (
+    CACHE_THRESHOLD,
     SIZE,
     TOY_SIZE,
     ConvertOptions,
@@ -93,6 +94,9 @@ def _add_flux_options(command: argparse.ArgumentParser) -> None:
     fp8.add_argument("--fp8-fast", **choice, const="fp8_e4m3fn_fast",
         help="compute in 8 bits, too: faster with --compile; for GeForce RTX 40 and 50, L40, H100 and up")  # fmt: skip
     add("--compile", action="store_true", help="compile FLUX with torch: half a minute once, then steps take 3/4")
+    add("--cache", type=number(0, 10), nargs="?", const=CACHE_THRESHOLD, default=0.0, metavar="THRESHOLD",
+        help="leave out steps whose effect can be predicted within this fraction "
+        f"({CACHE_THRESHOLD}): about half the time, and a slightly different picture")  # fmt: skip
 
 
 def _add_encode(commands: Any) -> None:

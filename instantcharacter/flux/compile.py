@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from .hooks import has_accelerate_hook, has_diffusers_hooks
+from .hooks import has_accelerate_hook, has_diffusers_hooks, without_cache
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +50,20 @@ def compile_blocks(transformer: FluxTransformer2DModel) -> bool:
 
     Another prompt, character, scale or seed compiles nothing anew; another size of picture does, once. torch caches
     compiled code on disk (``TORCHINDUCTOR_CACHE_DIR``), so that another process starts faster. Blocks whose weights
-    stream may be compiled too: the hooks that copy weights are outside of the graph.
+    stream may be compiled too: the hooks that copy weights are outside of the graph. So are those of diffusers'
+    caches of whole blocks; with a cache of attention, FLUX runs without being compiled.
 
     Returns:
         Whether they will be; if not, a warning says why.
     """
-    if reason := _obstacle(transformer):
-        logger.warning("FLUX runs without being compiled: %s", reason)
-        return False
-    failures: list[str] = []
-    for block in _blocks(transformer):
-        if not isinstance(block.forward, CompiledForward):
-            block.forward = CompiledForward(block.forward, failures)
+    with without_cache(transformer):
+        if reason := _obstacle(transformer):
+            logger.warning("FLUX runs without being compiled: %s", reason)
+            return False
+        failures: list[str] = []
+        for block in _blocks(transformer):
+            if not isinstance(block.forward, CompiledForward):
+                block.forward = CompiledForward(block.forward, failures)
     return True
 
 

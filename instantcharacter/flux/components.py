@@ -10,6 +10,7 @@ from torch import nn
 
 from ..offload.planning import MemoryPlan
 from ..offload.sizes import PHASE, ComponentModules
+from .hooks import restart_caches
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -76,6 +77,7 @@ class DiffusersControls:
             pipeline.enable_sequential_cpu_offload(device=device)
         self._decoding = PiecewiseDecoding(pipeline.vae, pipeline.vae_scale_factor)
         self._decoding.apply(sliced=plan.strategy != "none", tiled=plan.tiled)
+        restart_caches(pipeline.transformer)  # the step in which memory ran out is computed again
 
     def undo(self) -> None:
         """Remove diffusers' offloading, and have the VAE decode as before."""

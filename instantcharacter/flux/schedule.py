@@ -146,14 +146,12 @@ def add_conditionings(
 
     def add_subjects(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         latents = kwargs["hidden_states"]
-        first = scheduler.begin_index or 0  # above 0 in a run that starts from a picture
         if not schedule:
             timesteps = scheduler.timesteps.to(latents.dtype).tolist()
-            steps = step_window(len(timesteps), first, *window)
+            steps = step_window(len(timesteps), scheduler.begin_index or 0, *window)
             schedule.extend(schedule_subjects(conditionings, timesteps, steps, latents, kwargs["img_ids"], tokens_of))
-        step = first if scheduler.step_index is None else scheduler.step_index
         joint = dict(kwargs.get("joint_attention_kwargs") or {})
-        joint |= {"subjects": schedule[step], "image_tokens": latents.shape[1]}
+        joint |= {"subjects": schedule[current_step(scheduler)], "image_tokens": latents.shape[1]}
         return args, {**kwargs, "joint_attention_kwargs": joint}
 
     hook = transformer.register_forward_pre_hook(add_subjects, with_kwargs=True)
@@ -161,6 +159,11 @@ def add_conditionings(
         yield
     finally:
         hook.remove()
+
+
+def current_step(scheduler: Any) -> int:
+    """Index of a scheduler's current step in its schedule; above 0 at the start of a run that starts from a picture."""
+    return (scheduler.begin_index or 0) if scheduler.step_index is None else scheduler.step_index
 
 
 def as_list(value: Any) -> list[Any]:

@@ -43,6 +43,18 @@ def test_a_picture_is_generated_in_8_bit_arithmetic(generate):
     assert pictures[0] != pictures[1]
 
 
+def test_the_cache_changes_the_picture_and_is_among_its_settings(generate):
+    pictures = []
+    for cache in ([], ["--cache", "1e-9"], ["--cache", "9"]):
+        status, output = generate("--reference", recorded.PICTURE, "--steps=8", *cache)
+        assert status == 0
+        image = Image.open(output)
+        pictures.append((image.tobytes(), json.loads(image.text["instantcharacter"]).get("cache")))
+    (plain, none), (exact, low), (cached, high) = pictures
+    assert exact == plain != cached
+    assert (none, low, high) == (None, 1e-9, 9)
+
+
 def test_too_little_gpu_memory_is_an_error_with_the_needed_size(generate, error_line):
     status, _ = generate("--reference", recorded.PICTURE, "--vram=0.5")
     assert status == 2

@@ -7,10 +7,18 @@ from typing import get_args
 import pytest
 
 from instantcharacter import offload
-from instantcharacter.cli.options import SIZE, TOY_SIZE, EncodeOptions, GenerateOptions, Strategy, WeightDtype
+from instantcharacter.cli.options import (
+    CACHE_THRESHOLD,
+    SIZE,
+    TOY_SIZE,
+    EncodeOptions,
+    GenerateOptions,
+    Strategy,
+    WeightDtype,
+)
 from instantcharacter.cli.parser import parse
 from instantcharacter.files import catalog
-from instantcharacter.flux import fp8
+from instantcharacter.flux import first_block_cache, fp8
 
 GENERATE = ["generate", "--prompt=a fox", "--output=fox.png", "--reference=a.png"]
 
@@ -76,3 +84,12 @@ def test_dtypes_of_weights_are_those_of_the_library():
 
 def test_strategies_are_those_of_the_offloader():
     assert get_args(Strategy) == offload.STRATEGIES
+
+
+def test_the_cache_has_the_pipelines_threshold_unless_one_is_given():
+    assert CACHE_THRESHOLD == first_block_cache.THRESHOLD
+    assert parse(GENERATE).cache == 0
+    assert parse([*GENERATE, "--cache"]).cache == CACHE_THRESHOLD
+    assert parse([*GENERATE, "--cache", "0.08"]).cache == 0.08
+    with pytest.raises(SystemExit):
+        parse([*GENERATE, "--cache=-1"])

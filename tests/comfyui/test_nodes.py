@@ -408,7 +408,7 @@ GRAPHS = sorted((PACK / "workflows").glob("*.json"))
 API = sorted((PACK / "workflows/api").glob("*.json"))
 NAMED = {
     "self_contained", "native", "native_gguf_lora", "two_characters", "save_character", "load_character",
-    "background_removal", "earlier_pack", "earlier_pack_local", "toy",
+    "background_removal", "earlier_pack", "earlier_pack_local", "toy", "turbo",
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def moved_away(server: Server, *names: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "name", ["self_contained", "native", "two_characters", "earlier_pack", "earlier_pack_local", "toy"]
+    "name", ["self_contained", "native", "turbo", "two_characters", "earlier_pack", "earlier_pack_local", "toy"]
 )
 def test_workflow_runs(server, name):
     picture = generated(server, workflow(name))
@@ -107,6 +107,18 @@ def test_workflow_runs(server, name):
 def test_the_toy_lora_changes_the_picture(server):
     styled = workflow("toy", InstantCharacterFluxLoader__lora="toy")
     assert generated(server, styled).tobytes() != generated(server, workflow("toy")).tobytes()
+
+
+def test_the_turbo_lora_changes_the_picture(server):
+    plain = generated(server, workflow("turbo", LoraLoaderModelOnly__strength_model=0.0))
+    assert generated(server, workflow("turbo")).tobytes() != plain.tobytes()
+
+
+def test_the_samplers_cache_changes_the_picture(server):
+    """The toy's, since with random weights no step is predictable."""
+    cached = workflow("toy", InstantCharacterSampler__cache="first_block", InstantCharacterSampler__steps=16)
+    plain = workflow("toy", InstantCharacterSampler__steps=16)
+    assert generated(server, cached).tobytes() != generated(server, plain).tobytes()
 
 
 def alive(server: Server, name: str) -> int:

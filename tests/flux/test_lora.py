@@ -178,6 +178,36 @@ def test_xlabs_layout_generates_as_merged_weights_do(lora_file, plain):
     assert error(generated, plain) > 1e-2
 
 
+def few_step_layers(state: dict[str, Tensor], around_blocks: tuple[str, ...]) -> list[str]:
+    """All linear layers of the blocks, and some around them."""
+    linear = [key.removesuffix(".weight") for key, weight in state.items() if weight.ndim == 2]
+    return [name for name in linear if "transformer_blocks." in name or name.startswith(around_blocks)]
+
+
+EIGHT_STEPS = {
+    # ByteDance's Hyper-FLUX.1-dev-8steps-lora, at its strength; keys as listed in kohya-ss/sd-scripts issue 1523
+    "Hyper": (("context_embedder", "norm_out", "proj_out", "time_text_embed", "x_embedder"), "transformer.", 0.125),
+    # alimama's FLUX.1-Turbo-Alpha: diffusers' layout too; whether with the prefix does not matter
+    "Turbo-Alpha": (("proj_out", "x_embedder"), "transformer.", 1.0),
+    "Turbo-Alpha, no prefix": (("proj_out", "x_embedder"), "", 1.0),
+}
+
+
+@pytest.mark.parametrize("name", EIGHT_STEPS)
+def test_loras_for_eight_steps_generate_as_merged_weights_do(lora_file, name, caplog):
+    around_blocks, prefix, strength = EIGHT_STEPS[name]
+    transformer = recorded.transformer()
+    state = transformer.state_dict()
+    lora = matrices(state, few_step_layers(state, around_blocks))
+    assert len(lora) > 40
+    transformer.load_state_dict(merged(state, lora, strength))
+    expected = generate(pipeline_of(transformer), num_inference_steps=8)
+    with caplog.at_level(logging.WARNING):
+        ours = generate_styled(pipeline_of(), lora_file(written(lora, prefix, AB)), strength, num_inference_steps=8)
+    assert error(ours, expected) < 1e-5
+    assert not caplog.text
+
+
 def test_two_loras_add_up(lora_file):
     transformer = recorded.transformer()
     state = transformer.state_dict()

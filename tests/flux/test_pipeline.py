@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from packaging.version import Version
 from PIL import Image
 from safetensors.torch import save_file
-from support import recorded
+from support import recorded, tiny
 from support.recorded import error
 
 from instantcharacter import (
@@ -203,6 +203,24 @@ def test_a_prompt_is_no_longer_than_its_tokenizer_allows():
     pipeline.tokenizer_2.model_max_length = 24
     assert pipeline.encode_prompt("a fox", None)[0].shape[1] == 24
     assert pipeline.encode_prompt("a fox", None, max_sequence_length=8)[0].shape[1] == 8
+
+
+@pytest.mark.parametrize(("guided", "longest"), [(True, 512), (False, 256)])
+def test_a_prompt_for_schnell_has_at_most_256_tokens(character, guided, longest):
+    """Schnell has no guidance embedding, takes any guidance, and runs in 4 steps."""
+    components = tiny.tiny_components() | {"transformer": recorded.transformer(guidance_embeds=guided)}
+    pipeline = quiet(InstantCharacterPipeline(**components))
+    prompt, _, ids = pipeline.encode_prompt("a fox", None, max_sequence_length=512)
+    assert prompt.shape[1] == len(ids) == longest
+
+
+def test_schnell_takes_the_character_in_four_steps(adapter, character):
+    parts = recorded.components() | {"transformer": recorded.transformer(guidance_embeds=False)}
+    pipeline = quiet(InstantCharacterPipeline(**parts))
+    pipeline.set_character_adapter(adapter)
+    plain, ours = (generate(pipeline, subject_image=image, num_inference_steps=4) for image in (None, character))
+    assert error(ours, plain) > 1e-3
+    assert torch.equal(generate(pipeline, subject_image=character, num_inference_steps=4, guidance_scale=0.0), ours)
 
 
 def test_prompts_as_text(character):

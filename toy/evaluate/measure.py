@@ -100,13 +100,19 @@ def generate(toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: 
 @torch.no_grad()
 def accuracies(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, float]:
     """Fractions of pictures with the right character of 16, the right action, scene and style."""
+    return {name: right.mean().item() for name, right in right_answers(toy, test, pictures).items()}
+
+
+@torch.no_grad()
+def right_answers(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, Tensor]:
+    """Whether each picture has the right character of 16, the right action, scene and style: 0 or 1, [N] on the CPU."""
     answers = [toy.judge(part) for part in pictures.split(BATCH)]
     identity, *scores = (torch.cat(part) for part in zip(*answers))
-    figures = {"identity": retrieved(identity, test.references).float().mean().item()}
+    right = {"identity": retrieved(identity, test.references).float().cpu()}
     for name, names, score in zip(("action", "scene", "style"), (ACTIONS, SCENES, STYLES), scores):
-        right = torch.tensor([[*names].index(getattr(shot, name)) for shot in test.shots])
-        figures[name] = (score.argmax(dim=1).cpu() == right).float().mean().item()
-    return figures
+        wanted = torch.tensor([[*names].index(getattr(shot, name)) for shot in test.shots])
+        right[name] = (score.argmax(dim=1).cpu() == wanted).float()
+    return right
 
 
 @torch.no_grad()

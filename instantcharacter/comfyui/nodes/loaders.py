@@ -88,6 +88,7 @@ class FluxLoader(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
+                    round=0.001,
                     optional=True,
                     tooltip="Strength of the LoRA.",
                 ),

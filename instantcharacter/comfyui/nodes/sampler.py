@@ -48,7 +48,11 @@ class Sampler(io.ComfyNode):
                 io.Int.Input("width", default=1024, min=256, max=4096, step=16, tooltip="In pixels."),
                 io.Int.Input("height", default=1024, min=256, max=4096, step=16, tooltip="In pixels."),
                 io.Int.Input(
-                    "steps", default=28, min=1, max=200, tooltip="Denoising steps: 28 for FLUX.1-dev, 4 for schnell."
+                    "steps",
+                    default=28,
+                    min=1,
+                    max=200,
+                    tooltip="Denoising steps: 28 for FLUX.1-dev, 8 with a LoRA made for 8, 4 for schnell.",
                 ),
                 io.Float.Input(
                     "guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="FLUX's own guidance: 2 to 4."
@@ -80,6 +84,15 @@ class Sampler(io.ComfyNode):
                     tooltip="Image to start from (image-to-image). It sets the size: it is scaled to multiples of 16.",
                 ),
                 io.Latent.Input("latent", optional=True, tooltip="Latent to start from, instead of an image."),
+                io.Combo.Input(
+                    "cache",
+                    options=["none", "first_block"],
+                    default="none",
+                    optional=True,
+                    tooltip="first_block leaves FLUX's blocks after the first out of the steps where their effect can "
+                    "be predicted, more than half of 28: a slightly different picture in about half the time. Few "
+                    "steps, 4 or 8, are all computed.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The generated pictures."),
@@ -109,7 +122,9 @@ class Sampler(io.ComfyNode):
         negative: list | None = None,
         image: torch.Tensor | None = None,
         latent: dict | None = None,
+        cache: str = "none",
     ) -> io.NodeOutput:
+        from ...flux.first_block_cache import THRESHOLD
         from ..init_image import Prompt, init_from_inputs
 
         generated = flux_pipe.generate(
@@ -126,5 +141,6 @@ class Sampler(io.ComfyNode):
             subject_scale=scale,
             subject_start=start,
             subject_end=end,
+            cache_threshold=0.0 if cache == "none" else THRESHOLD,
         )
         return io.NodeOutput(generated.image, {"samples": generated.samples})

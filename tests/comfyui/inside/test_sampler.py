@@ -126,6 +126,17 @@ def test_every_strategy_generates_the_same_in_8_bit_arithmetic(adapter, characte
     assert 1e-3 < error(generate(pipe(), who).samples, expected) < 0.1
 
 
+@pytest.mark.parametrize("strategy", ["auto", "none", "model", "stream", "sequential"])
+def test_steps_are_left_out_under_every_strategy(hosted, adapter, character, strategy):
+    who = HostedCharacter(character, adapter)
+    other = HostedPipeline(InstantCharacterPipeline(**recorded.components()), strategy)
+    every = {"steps": 8, "cache_threshold": float("inf")}
+    expected = generate(hosted, who, **every).samples
+    assert error(expected, generate(hosted, who, steps=8).samples) > 1e-3
+    for _ in range(2):
+        assert torch.equal(generate(other, who, **every).samples, expected)
+
+
 def test_comfyui_loads_and_unloads_the_resident_weights(adapter, character):
     hosted = HostedPipeline(InstantCharacterPipeline(**recorded.components()), "none")
     before = generate(hosted, HostedCharacter(character, adapter))
@@ -223,14 +234,15 @@ def test_a_second_pipe_gets_the_memory_of_the_first(adapter, character):
     assert torch.equal(generate(one, who).samples, first.samples)
 
 
-def test_a_run_leaves_no_reference_cycle_with_the_weights(adapter, character):
+@pytest.mark.parametrize("cache_threshold", [0.0, float("inf")])
+def test_a_run_leaves_no_reference_cycle_with_the_weights(adapter, character, cache_threshold):
     hosted = pipe("stream")
-    generate(hosted, HostedCharacter(character, adapter))
+    generate(hosted, HostedCharacter(character, adapter), cache_threshold=cache_threshold)
     transformer = weakref.ref(hosted.pipeline.transformer)
     gc.collect()
     gc.disable()
     try:
-        generate(hosted, HostedCharacter(character, adapter))
+        generate(hosted, HostedCharacter(character, adapter), cache_threshold=cache_threshold)
         del hosted
         assert transformer() is None
     finally:

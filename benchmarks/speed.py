@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,8 +114,8 @@ class Bench:
         self.pipeline = self._make_pipeline(adapter)
 
     def _make_pipeline(self, adapter: CharacterAdapter) -> InstantCharacterPipeline:
-        small = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "latent_channels": 16}
-        settings = small if self.device.tiny else {k: v for k, v in VAE.items() if not k.startswith("_")}
+        small = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4} if self.device.tiny else {}
+        settings = {key: value for key, value in {**VAE, **small}.items() if not key.startswith("_")}
         vae = build(AutoencoderKL, self.device, **settings)
         pipeline = InstantCharacterPipeline(flux_scheduler(), vae, None, None, None, None, self._transformer)
         pipeline.set_progress_bar_config(disable=True)
@@ -166,12 +167,11 @@ class Bench:
         """A picture with steps left out, against the first plain one."""
         calls: list[object] = []
         handle = self._transformer.single_transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+        cached = partial(self.picture, self._character, cache_threshold=float("inf"))
         with leaving_out(LEFT_OUT_AT_ONCE):
-            seconds = self._in_turn(
-                [lambda: self.picture(self._character, cache_threshold=float("inf"))], self._pictures
-            )
+            seconds = self._in_turn([cached], self._pictures)
             calls.clear()
-            self.picture(self._character, cache_threshold=float("inf"))
+            cached()
         handle.remove()
         print(
             f"the last, with {STEPS - len(calls)} of {STEPS} steps left out: character {seconds[0]:6.2f} s "

@@ -12,6 +12,7 @@ parts:
   changes    what users change: prompts, scales, a photograph without alpha, a painted mask
   lora       LoRAs and their strength, and fp8, in both ways
   compile    the self-contained way, compiled
+  fast       8-bit arithmetic, compiled, with steps left out
   folders    the earlier pack's workflow with diffusers folders; 24 GB more of files, so that
              BASE/models/diffusers/FLUX.1-dev may link to another disk
   gguf       the workflow with a GGUF file, where ComfyUI has ComfyUI-GGUF in its custom_nodes; 13 GB more of files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
-from .prompts import CHANGES, COMPILED, FOLDERS, GGUF, LORA, SWITCHES, WORKFLOWS, Prompt
+from .prompts import CHANGES, COMPILED, FAST, FOLDERS, GGUF, LORA, SWITCHES, WORKFLOWS, Prompt
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ PARTS = (
     RehearsalPart("switches", SWITCHES),
     RehearsalPart("lora", LORA),
     RehearsalPart("compile", COMPILED),
+    RehearsalPart("fast", FAST),
     RehearsalPart("folders", FOLDERS, ("diffusers",)),
     RehearsalPart("gguf", GGUF, ("gguf",)),
 )

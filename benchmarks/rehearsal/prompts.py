@@ -115,9 +115,20 @@ LORA = (
     native_lora(", first"),
     native_lora(", next seed", seed=2),
     native_lora(", another strength", seed=3, strength_model=0.5),
+    Prompt("8 steps", "turbo", {"lora_name": "style_lora.safetensors"}),
     native("fp8, first", weight_dtype="fp8_e4m3fn", seed=5),
     native("fp8, next seed", weight_dtype="fp8_e4m3fn", seed=6),
 )
+FAST = (
+    own("fp8 arithmetic, first", weight_dtype="fp8_e4m3fn_fast"),
+    own("fp8 arithmetic, next seed", weight_dtype="fp8_e4m3fn_fast", seed=2),
+    own("fp8 arithmetic, compiled, first", weight_dtype="fp8_e4m3fn_fast", compile=True, seed=3),
+    own("fp8 arithmetic, compiled, next seed", weight_dtype="fp8_e4m3fn_fast", compile=True, seed=4),
+    own("fp8 arithmetic, compiled, cache", weight_dtype="fp8_e4m3fn_fast", compile=True, seed=5, cache="first block"),
+    native("fp8 arithmetic, first", weight_dtype="fp8_e4m3fn_fast", seed=6),
+    native("fp8 arithmetic, next seed", weight_dtype="fp8_e4m3fn_fast", seed=7),
+)
+"""The fastest ways, where the GPU multiplies in 8 bits."""
 COMPILED = (
     own("compiled, first", compile=True),
     own("compiled, next seed", compile=True, seed=2),

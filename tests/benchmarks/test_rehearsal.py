@@ -39,7 +39,8 @@ def rows(run: subprocess.CompletedProcess) -> dict[str, str]:
 
 
 def test_every_workflow_file_is_rehearsed():
-    lists = (prompts.WORKFLOWS, prompts.CHANGES, prompts.LORA, prompts.COMPILED, prompts.FOLDERS, prompts.GGUF)
+    lists = (prompts.WORKFLOWS, prompts.CHANGES, prompts.SWITCHES, prompts.LORA, prompts.COMPILED, prompts.FAST)
+    lists += (prompts.FOLDERS, prompts.GGUF)
     everything = [prompt for part in lists for prompt in part]
     files = {path.stem for path in (comfyui.PACK / "workflows/api").glob("*.json")}
     assert {prompt.workflow for prompt in everything} == files

@@ -124,7 +124,7 @@ FAST = (
     own("fp8 arithmetic, next seed", weight_dtype="fp8_e4m3fn_fast", seed=2),
     own("fp8 arithmetic, compiled, first", weight_dtype="fp8_e4m3fn_fast", compile=True, seed=3),
     own("fp8 arithmetic, compiled, next seed", weight_dtype="fp8_e4m3fn_fast", compile=True, seed=4),
-    own("fp8 arithmetic, compiled, cache", weight_dtype="fp8_e4m3fn_fast", compile=True, seed=5, cache="first block"),
+    own("fp8 arithmetic, compiled, cache", weight_dtype="fp8_e4m3fn_fast", compile=True, seed=5, cache="first_block"),
     native("fp8 arithmetic, first", weight_dtype="fp8_e4m3fn_fast", seed=6),
     native("fp8 arithmetic, next seed", weight_dtype="fp8_e4m3fn_fast", seed=7),
 )

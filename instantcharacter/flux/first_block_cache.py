@@ -41,7 +41,8 @@ def first_block_cache(transformer: FluxTransformer2DModel, scheduler: Any, thres
         transformer: of a pipeline that calls it with ``encoder_hidden_states`` by keyword, without ControlNet.
         scheduler: of the pipeline; it counts the steps on the host.
         threshold: how far the first block's change may be from its prediction, as a fraction of the change, for a
-            step to be left out. 0 leaves out none, infinity as many as :data:`MAX_LEFT_OUT` allows.
+            step to be left out; of every picture of a batch. 0 leaves out none, infinity as many as
+            :data:`MAX_LEFT_OUT` allows.
 
     Raises:
         ValueError: a threshold below 0, or a transformer with one of diffusers' caches.
@@ -160,7 +161,8 @@ class _Run:
         if math.isinf(self._threshold):
             return True
         error = self._first - self._extrapolate(*(step.first for step in branch.computed))
-        return bool(error.abs().mean() <= self._threshold * self._first.abs().mean())  # here the host waits
+        allowed = self._threshold * self._first.abs().mean((1, 2))
+        return bool((error.abs().mean((1, 2)) <= allowed).all())  # here the host waits
 
     def _extrapolate(self, older: Tensor, newer: Tensor) -> Tensor:
         """A value of this step, on the line through the values of the last two computed steps."""

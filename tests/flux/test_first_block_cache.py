@@ -106,6 +106,23 @@ def test_what_is_linear_in_the_steps_is_predicted_exactly(pipeline):
     assert calls.take() == leaving_out(0)
 
 
+def test_a_step_is_left_out_if_every_picture_of_a_batch_is_predicted(pipeline):
+    """The first picture is, and its changes are a thousand times those of the second."""
+    noise = torch.Generator().manual_seed(0)
+
+    def change(block, _, inputs, outputs):
+        changes = torch.cat([torch.ones(1, 24, 1), 1e-3 * torch.rand(1, 24, 1, generator=noise)])
+        return outputs[0], inputs["hidden_states"] + changes[: len(outputs[1])]
+
+    blocks_of(pipeline)[0].register_forward_hook(change, with_kwargs=True)
+    batch = recorded.prompt(batch=2) | {"latents": torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))}
+    calls = Calls(pipeline)
+    generate(pipeline, cache_threshold=0.1)
+    assert calls.take() == leaving_out(0)
+    generate(pipeline, **batch, cache_threshold=0.1)
+    assert calls.take() == [STEPS] * 4
+
+
 def test_each_picture_starts_anew(pipeline, character, other_character):
     settings = {"cache_threshold": EVERY, "subject_image": character}
     first = generate(pipeline, **settings)

@@ -13,6 +13,10 @@ from .hooks import has_accelerate_hook, has_diffusers_hooks, without_cache
 
 logger = logging.getLogger(__name__)
 
+RECOMPILE_LIMIT = 64
+"""Graphs of each kind of block at the most. torch's own limit, 8, is that of a few sizes of picture, each with and
+without a character; past it, blocks could not be compiled."""
+
 
 class CompiledForward:
     """A block's ``forward``, compiled at its first call; the original one after compiling failed for any block.
@@ -60,6 +64,7 @@ def compile_blocks(transformer: FluxTransformer2DModel) -> bool:
         if reason := _obstacle(transformer):
             logger.warning("FLUX runs without being compiled: %s", reason)
             return False
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         failures: list[str] = []
         for block in _blocks(transformer):
             if not isinstance(block.forward, CompiledForward):

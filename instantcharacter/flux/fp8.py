@@ -14,7 +14,7 @@ from torch import nn
 
 from ..files.errors import first_line
 from ..offload.sizes import blocks_of
-from .fp8_layers import FP8, MULTIPLE, Fp8Linear, StoredLinear
+from .fp8_layers import FP8, MULTIPLE, Fp8Linear, StoredLinear, find_kernel
 from .hooks import has_diffusers_hooks
 
 WeightDtype: TypeAlias = Literal["default", "fp8_e4m3fn", "fp8_e4m3fn_fast"]
@@ -43,6 +43,7 @@ def check_fp8_arithmetic(device: torch.device) -> bool:
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         raise ValueError(f"{NEEDED}; {name} has {capability[0]}.{capability[1]}. {INSTEAD}.")
+    find_kernel(device)
     layer = nn.utils.skip_init(nn.Linear, 256, 256, device=device)  # without random numbers, which others count on
     inputs, reason = torch.ones(256, 256, dtype=torch.bfloat16, device=device), ""
     for by_rows in (True, False):

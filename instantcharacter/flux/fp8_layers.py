@@ -8,11 +8,14 @@ weight and input are rounded, is 3.7 % off for normally distributed numbers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -21,6 +24,11 @@ SMALLEST_SCALE = 1e-12
 """The scale of a row of zeros."""
 MULTIPLE = 16
 """What GPUs multiply in 8 bits has rows and columns in multiples of this number."""
+WIDE = 8192
+"""Rows of at least this width are rounded by the kernel in compiled code too: torch would compute what they are made of
+twice, once for the largest number and once to round. Narrower rows it fuses with the operations before."""
+_kernel: Callable[[Tensor, float, float], tuple[Tensor, Tensor]] | None = None
+"""Rounds rows in one pass, once :func:`find_kernel` has found that it runs."""
 
 
 class _Fp8Weights(nn.Linear):
@@ -105,6 +113,25 @@ class Fp8Linear(_Fp8Weights):
         return product.view(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
+def find_kernel(device: torch.device) -> None:
+    """Have :func:`quantize_rows` run as one kernel on GPUs, if Triton is installed and compiles it; else as operations.
+
+    Args:
+        device: a GPU.
+    """
+    global _kernel
+    try:
+        from .fp8_kernel import quantize_rows as kernel
+
+        kernel(torch.ones(1, MULTIPLE, dtype=torch.bfloat16, device=device), LARGEST, SMALLEST_SCALE)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of Triton's import, its compiler, or the C compiler that it calls
+        logger.info("8-bit arithmetic rounds its inputs without Triton, which is slower: %s", error)
+    else:
+        _kernel = kernel
+
+
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in e4m3, and the scale of each.
 
@@ -116,6 +143,8 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [M, K] in e4m3 and [M, 1] in float32; their product is about ``rows``.
     """
+    if _kernel and rows.is_cuda and (not torch.compiler.is_compiling() or rows.shape[-1] >= WIDE):
+        return _kernel(rows, LARGEST, SMALLEST_SCALE)
     largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
     scale = (largest / LARGEST).clamp(min=SMALLEST_SCALE).bfloat16().float()
     quantized = torch.empty_like(rows, dtype=FP8, memory_format=torch.contiguous_format)

@@ -233,15 +233,18 @@ class StreamedBlocks:
         if not self._weights:
             yield
             return
-        count = len(self._weights) if resident else SLOTS
-        self._slots = [torch.empty(self._largest, dtype=torch.uint8, device=self._device) for _ in range(count)]
-        self._in_slot = [None] * count
+        allocate = partial(torch.empty, dtype=torch.uint8, device=self._device)
+        if resident:  # in one piece, since each allocation takes time
+            self._slots = list(allocate(self.size).split(self._largest))
+        else:
+            self._slots = [allocate(self._largest) for _ in range(SLOTS)]
+        self._in_slot = [None] * len(self._slots)
         self._oldest = 0
         try:
-            for i in range(min(count, len(self._weights))):
+            for i in range(min(len(self._slots), len(self._weights))):
                 self._fill(i)
             if resident:
-                for i in range(count):
+                for i in range(len(self._weights)):
                     self.load(i)
             self.resident = resident
             yield

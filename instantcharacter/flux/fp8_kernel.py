@@ -26,12 +26,11 @@ def quantize_row(  # type: ignore[no-untyped-def]
     tl.store(quantized + row * width + columns, tl.div_rn(values, scale).to(tl.float8e4nv), mask=inside)
 
 
-@torch.library.triton_op("instantcharacter::quantize_rows", mutates_args=())
 def quantize_rows(rows: Tensor, largest_number: float, smallest_scale: float) -> tuple[Tensor, Tensor]:
     """Rows in e4m3, and the scale of each; see :func:`~.fp8_layers.quantize_rows`.
 
     Args:
-        rows: [M, K] on a GPU of NVIDIA's.
+        rows: [M, K] on an NVIDIA GPU of compute capability 8.9 or later.
         largest_number: of e4m3.
         smallest_scale: of a row of zeros.
     """
@@ -40,15 +39,17 @@ def quantize_rows(rows: Tensor, largest_number: float, smallest_scale: float) ->
     quantized = torch.empty(count, width, dtype=FP8, device=rows.device)
     scales = torch.empty(count, 1, dtype=torch.float32, device=rows.device)
     block = triton.next_power_of_2(width)
-    torch.library.wrap_triton(quantize_row)[(count,)](
-        rows,
-        quantized,
-        scales,
-        width,
-        rows.stride(0),
-        largest_number,
-        smallest_scale,
-        BLOCK=block,
-        num_warps=max(1, min(16, block // ELEMENTS_A_WARP)),
-    )
+    warps = max(1, min(16, block // ELEMENTS_A_WARP))
+    with torch.cuda.device_of(rows):
+        quantize_row[(count,)](
+            rows,
+            quantized,
+            scales,
+            width,
+            rows.stride(0),
+            largest_number,
+            smallest_scale,
+            BLOCK=block,
+            num_warps=warps,
+        )
     return quantized, scales

@@ -24,9 +24,8 @@ SMALLEST_SCALE = 1e-12
 """The scale of a row of zeros."""
 MULTIPLE = 16
 """What GPUs multiply in 8 bits has rows and columns in multiples of this number."""
-WIDE = 8192
-"""Rows of at least this width are rounded by the kernel in compiled code too: torch would compute what they are made of
-twice, once for the largest number and once to round. Narrower rows it fuses with the operations before."""
+WIDEST = 2**16
+"""The widest row that the kernel takes, which has a row in registers at once."""
 _kernel: Callable[[Tensor, float, float], tuple[Tensor, Tensor]] | None = None
 """Rounds rows in one pass, once :func:`find_kernel` has found that it runs."""
 
@@ -143,7 +142,8 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [M, K] in e4m3 and [M, 1] in float32; their product is about ``rows``.
     """
-    if _kernel and rows.is_cuda and (not torch.compiler.is_compiling() or rows.shape[-1] >= WIDE):
+    compiled = torch.compiler.is_compiling()  # the operations are one kernel then, too
+    if _kernel and rows.is_cuda and not compiled and rows.shape[-1] <= WIDEST:
         return _kernel(rows, LARGEST, SMALLEST_SCALE)
     largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
     scale = (largest / LARGEST).clamp(min=SMALLEST_SCALE).bfloat16().float()

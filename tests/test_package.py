@@ -83,7 +83,7 @@ def test_extras_hold_what_tests_import():
     ours |= {path.stem for path in sources}  # benchmarks and toys that are run as scripts
     installed = {"websocket": "websocket-client", "importlinter": "import-linter"}
     used = {installed.get(name, name) for name in packages(sources) - ours}
-    optional = {"torchvision", "bitsandbytes", "comfy_aimdo"}  # tests that need these skip without them
+    optional = {"torchvision", "bitsandbytes", "comfy_aimdo", *WITH_TORCH}  # tests that need these skip without them
     assert used - set(stated("requirements.txt")) - optional <= extra("training") | extra("test") | extra("dev")
     assert "comfyui-instantcharacter[training]" in extra("test")
     assert "comfyui-instantcharacter[test]" in extra("dev")

@@ -255,10 +255,9 @@ class CharacterPipelineMixin(ModelChangesMixin):
         call = inspect.signature(encode).bind(*args, **kwargs)
         call.apply_defaults()
         if self.tokenizer_2 is not None:
-            longest = self.tokenizer_2.model_max_length
-            if not self.transformer.config.guidance_embeds:
-                longest = min(longest, SCHNELL_T5_LENGTH)
-            call.arguments["max_sequence_length"] = min(call.arguments["max_sequence_length"], longest)
+            asked, guided = call.arguments["max_sequence_length"], self.transformer.config.guidance_embeds
+            longest = self.tokenizer_2.model_max_length if guided else SCHNELL_T5_LENGTH
+            call.arguments["max_sequence_length"] = min(asked, longest, self.tokenizer_2.model_max_length)
         return self._state.prompts.encode(
             encode, call, (self.text_encoder, self.text_encoder_2), self._execution_device
         )

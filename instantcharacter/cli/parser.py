@@ -96,7 +96,7 @@ def _add_flux_options(command: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="compile FLUX with torch: half a minute once, then steps take 3/4")
     add("--cache", type=number(0, 10), nargs="?", const=CACHE_THRESHOLD, default=0.0, metavar="THRESHOLD",
         help="leave out steps whose effect can be predicted within this fraction "
-        f"({CACHE_THRESHOLD}): about half the time, and a slightly different picture")  # fmt: skip
+        f"({CACHE_THRESHOLD}): less time, and a slightly different picture")  # fmt: skip
 
 
 def _add_encode(commands: Any) -> None:

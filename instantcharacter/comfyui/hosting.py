@@ -163,7 +163,7 @@ class HostedAttention:
         return self._streamed.running(resident=self._streamed.size <= room) if self._streamed else nullcontext()
 
     def prefetch(self, i: int) -> None:
-        """Have block ``i``'s weights come; block 0 follows the last one."""
+        """Have the weights of block ``i`` and of the next one come; block 0 follows the last one."""
         if self._streamed:
             self._streamed.prefetch(i)
 

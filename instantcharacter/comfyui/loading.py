@@ -11,6 +11,7 @@ import folder_paths
 import torch
 
 from ..files.catalog import TOY, toy
+from ..offload.sizes import GIB
 from .folders import tokenizers
 
 if TYPE_CHECKING:
@@ -26,11 +27,16 @@ def lora_file(choice: str) -> Path:
 
 
 def check_arithmetic(choice: WeightDtype) -> None:
-    """Raise ``ValueError`` if ComfyUI's device does not compute in 8 bits as the choice asks for."""
+    """Raise ``ValueError`` if ComfyUI's device does not compute in 8 bits as the choice asks for.
+
+    Otherwise ComfyUI frees memory there, in which weights are rounded layer by layer.
+    """
     from ..flux.fp8 import check_fp8_arithmetic
 
     if choice == "fp8_e4m3fn_fast":
-        check_fp8_arithmetic(management.get_torch_device())
+        device = management.get_torch_device()
+        management.free_memory(GIB, device)
+        check_fp8_arithmetic(device)
 
 
 def load_flux_pipeline(

@@ -104,8 +104,9 @@ def _load_attention(executor: Any, *args: Any, **kwargs: Any) -> Any:
     options = apply_model_options(executor, args, kwargs)
     state = options.get(KEY)
     if isinstance(state, SamplingState):
-        state.load_attention(args[0].shape)
-        if is_compiled(options):
+        compiled = is_compiled(options)
+        state.load_attention(args[0].shape, compiled)
+        if compiled:
             kwargs = {**kwargs, state.graph_name: None}
     return executor(*args, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -82,16 +83,17 @@ class SamplingState:
             self._fused = {each.character: self._to_resampler(each) for each in self._conditionings}
             yield
 
-    def load_attention(self, latents_shape: Sequence[int]) -> None:
+    def load_attention(self, latents_shape: Sequence[int], compiled: bool) -> None:
         """Load the weights of the attention, if they are not; see :meth:`HostedAttention.on_device`.
 
         Args:
             latents_shape: of the pictures that FLUX is called with.
+            compiled: whether FLUX is compiled: weights that come block by block would break its graph.
         """
         if self._attention_loaded:
             return
         self._attention_loaded = True
-        room = free_memory_beside(self._model, latents_shape)
+        room = math.inf if compiled else free_memory_beside(self._model, latents_shape)
         for attention in self._attention.values():
             self._weights.enter_context(attention.on_device(room / len(self._attention)))
 
@@ -248,10 +250,10 @@ class StepState:
     blocks_called: set[int] = field(default_factory=set)
 
     def prefetch(self, extra_options: dict[str, Any]) -> None:
-        """Have the weights for the next block come: before FLUX's attention in this one, while its own rest."""
+        """Have the weights for the next block come: before FLUX's attention in this one, while FLUX's own rest."""
         block, _ = block_and_image_start(extra_options, self.double_blocks)
         for adapter in self.adapters:
-            adapter.attention.prefetch(block + 1)
+            adapter.attention.prefetch(block)
 
     def add(self, attn: Tensor, query: Tensor, extra_options: dict[str, Any]) -> None:
         """Add the characters to ``attn`` [B, tokens, H·D], for the image tokens of ``query`` [B, H, tokens, D]."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .reading import read_safetensors, refuse_code
-from .scaled_weights import check_formats, dequantize
+from .scaled_weights import AUXILIARY, check_formats, dequantize
 
 NOT_WEIGHTS = (".position_ids", "encoder.embed_tokens.weight")
 """Ends of keys in older files that are not weights of the model: position indices, and a copy of T5's ``shared``."""
@@ -125,7 +125,8 @@ class SingleFileModel:
 
 def _common_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype that holds all weights of a file exactly, quantised ones aside; bfloat16 if all are quantised."""
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point() and tensor.itemsize > 1}
+    weights = [tensor for key, tensor in state.items() if key.rpartition(".")[2] not in AUXILIARY]
+    dtypes = {tensor.dtype for tensor in weights if tensor.is_floating_point() and tensor.itemsize > 1}
     return reduce(torch.promote_types, dtypes) if dtypes else torch.bfloat16
 
 

@@ -45,13 +45,18 @@ def first_block_cache(transformer: FluxTransformer2DModel, scheduler: Any, thres
             :data:`MAX_LEFT_OUT` allows.
 
     Raises:
-        ValueError: a threshold below 0, or a transformer with one of diffusers' caches.
+        ValueError: a threshold below 0, or a transformer with one of diffusers' caches or compiled as a whole.
     """
     if not threshold >= 0:
         raise ValueError(f"cache_threshold is {threshold}; expected 0, for no cache, or more, such as {THRESHOLD}")
     if threshold == 0:
         yield
         return
+    if hasattr(transformer, "_orig_mod"):
+        raise ValueError(
+            "the transformer was compiled as a whole, in which no block can be left out: call enable_character_compile "
+            "in place of torch.compile"
+        )
     if transformer.is_cache_enabled:
         raise ValueError(
             "the transformer has a cache of diffusers' enabled: call its disable_cache, or leave out cache_threshold"

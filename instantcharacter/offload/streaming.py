@@ -228,16 +228,14 @@ class StreamedBlocks:
         """Context manager that allocates the slots, and starts to copy the first blocks into them.
 
         Args:
-            resident: all blocks have a slot of their own, and stay in it.
+            resident: all blocks have a slot of their own, and stay in it, if the device has the memory.
         """
         if not self._weights:
             yield
             return
-        allocate = partial(torch.empty, dtype=torch.uint8, device=self._device)
-        if resident:  # in one piece, since each allocation takes time
-            self._slots = list(allocate(self.size).split(self._largest))
-        else:
-            self._slots = [allocate(self._largest) for _ in range(SLOTS)]
+        self._slots = self._allocate_all() if resident else []
+        resident = bool(self._slots)
+        self._slots = self._slots or [self._allocate(self._largest) for _ in range(SLOTS)]
         self._in_slot = [None] * len(self._slots)
         self._oldest = 0
         try:
@@ -255,13 +253,24 @@ class StreamedBlocks:
                 weights.unbind()
             self._slots = []
 
+    def _allocate(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=self._device)
+
+    def _allocate_all(self) -> list[Tensor]:
+        """A slot for each block, in one piece, since allocations take time; none if the device lacks the memory."""
+        try:
+            return list(self._allocate(self.size).split(self._largest))
+        except torch.OutOfMemoryError:
+            return []
+
     def prefetch(self, i: int) -> None:
-        """Have block ``i``'s weights come; block 0 follows the last one."""
+        """Have the weights of block ``i`` and of the next one come; block 0 follows the last one."""
         if not self.resident:
-            self._prefetch(i % len(self._weights))
+            self._prefetch(i)
+            self._prefetch((i + 1) % len(self._weights))
 
     def load(self, i: int) -> None:
-        """Have block ``i`` compute on the device, until ``SLOTS`` others are prefetched."""
+        """Have block ``i`` compute on the device, until others are prefetched."""
         if not self.resident:
             self._enter(i)
 
@@ -283,8 +292,14 @@ class StreamedBlocks:
             self._fill(i + SLOTS)
 
     def _fill(self, i: int) -> None:
-        """Copy a block's weights into the slot filled longest ago, once the GPU has computed with what is in it."""
-        slot, self._oldest = self._oldest, (self._oldest + 1) % len(self._slots)
+        """Copy a block's weights into the slot filled longest ago, once the GPU has computed with what is in it.
+
+        The block before this one keeps its slot: it may be about to compute.
+        """
+        slot, count = self._oldest, len(self._slots)
+        if self._in_slot[slot] == (i - 1) % len(self._weights):
+            slot = (slot + 1) % count
+        self._oldest = (slot + 1) % count
         self._copying.wait_stream(self._backend.current_stream(self._device))
         with self._backend.stream(self._copying):
             self._weights[i].copy_to(self._slots[slot])

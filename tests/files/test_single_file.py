@@ -33,3 +33,15 @@ def test_keys_of_other_models_and_old_files_are_ignored(models, tmp_path, name):
         others["encoder.embed_tokens.weight"] = state["shared.weight"].clone()
     save_file({**copied(state), **others}, tmp_path / "file.safetensors")
     model.load(tmp_path / "file.safetensors", config, torch.float32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scales_do_not_widen_the_dtype_of_a_file(models, tmp_path, name):
+    model, state, config = models[name]
+    state = {key: weight.bfloat16() for key, weight in copied(state).items()}
+    key = next(key for key, weight in state.items() if "encoder" in key and weight.ndim == 2)
+    state[key] = state[key].to(torch.float8_e4m3fn)
+    state[key.replace("weight", "scale_weight")] = torch.tensor(2.0)
+    save_file(state, tmp_path / "file.safetensors")
+    loaded = model.load(tmp_path / "file.safetensors", config, None)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}

@@ -298,3 +298,9 @@ def test_a_negative_threshold_and_a_second_cache_are_refused(pipeline, character
         generate(pipeline, cache_threshold=THRESHOLD)
     pipeline.transformer.disable_cache()
     generate(pipeline, cache_threshold=THRESHOLD)
+
+
+def test_a_transformer_compiled_as_a_whole_is_refused(pipeline):
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+    with pytest.raises(ValueError, match="call enable_character_compile"):
+        generate(pipeline, cache_threshold=THRESHOLD)

@@ -194,12 +194,44 @@ def test_blocks_that_are_prefetched_come_once_a_round(monkeypatch):
         with blocks.running():
             for _ in range(3):
                 for i, block in enumerate(model.blocks):
-                    blocks.prefetch(i + 1)
+                    blocks.prefetch(i)
                     blocks.load(i)
                     output = block(X.to(CUDA))
                     assert i or torch.equal(output.cpu(), expected)
         assert len(made) == 3 * len(model.blocks) + 1
         assert {parameter.device for parameter in model.parameters()} == {CPU}
+        assert not card.races
+
+
+def test_a_block_that_is_left_out_costs_its_own_copy_alone(monkeypatch):
+    """As another node leaves a block of FLUX out."""
+    model = Chain()
+    with PretendedCuda() as card:
+        blocks = StreamedBlocks(model.blocks, CUDA, True)
+        with blocks.running():
+            for order in ((0, 2, 3, 4), (0, 1, 2, 3, 4), (0, 1, 2, 3, 4)):
+                made = copies(blocks, monkeypatch)
+                for i in order:
+                    blocks.prefetch(i)
+                    before = len(made)
+                    blocks.load(i)
+                    assert len(made) == before
+                assert len(made) <= len(model.blocks)
+                monkeypatch.undo()
+        assert not card.races
+
+
+def test_blocks_stream_where_the_device_lacks_the_memory_for_all():
+    model = Chain()
+    expected = [block(X) for block in model.blocks]
+    with PretendedCuda() as card:
+        blocks = StreamedBlocks(model.blocks, CUDA, True)
+        card.capacity = card.allocated + blocks.size - 1
+        with blocks.running(resident=True):
+            assert not blocks.resident
+            for i, block in enumerate(model.blocks):
+                blocks.load(i)
+                assert torch.equal(block(X.to(CUDA)).cpu(), expected[i])
         assert not card.races
 
 
@@ -224,7 +256,7 @@ def test_resident_blocks_come_once(monkeypatch):
         before = card.allocated
         with blocks.running(resident=True):
             for i in (4, 0, 0, 3, 1, 4):
-                blocks.prefetch(i + 1)
+                blocks.prefetch(i)
                 blocks.load(i)
                 assert torch.equal(model.blocks[i](X.to(CUDA)).cpu(), expected[i])
             assert card.allocated - before >= blocks.size

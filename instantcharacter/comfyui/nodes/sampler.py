@@ -90,8 +90,8 @@ class Sampler(io.ComfyNode):
                     default="none",
                     optional=True,
                     tooltip="first_block leaves FLUX's blocks after the first out of the steps where their effect can "
-                    "be predicted, more than half of 28: a slightly different picture in about half the time. Few "
-                    "steps, 4 or 8, are all computed.",
+                    "be predicted, in the toy world more than half of 28: a slightly different picture in less time. "
+                    "Few steps, 4 or 8, are all computed.",
                 ),
             ],
             outputs=[

@@ -64,7 +64,8 @@ def compile_blocks(transformer: FluxTransformer2DModel) -> bool:
         if reason := _obstacle(transformer):
             logger.warning("FLUX runs without being compiled: %s", reason)
             return False
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        settings = torch._dynamo.config  # its older name of recompile_limit, which every version knows
+        settings.cache_size_limit = max(settings.cache_size_limit, RECOMPILE_LIMIT)
         failures: list[str] = []
         for block in _blocks(transformer):
             if not isinstance(block.forward, CompiledForward):

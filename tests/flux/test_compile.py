@@ -54,6 +54,17 @@ def test_nothing_is_compiled_for_another_prompt_scale_character_or_seed(pipeline
 
 
 @can_trace
+def test_many_sizes_of_picture_are_compiled_with_and_without_a_character(pipeline, character, caplog):
+    pipeline.enable_character_compile()
+    for count in (1, 2, 3):
+        for width in (64, 96, 128, 160):
+            size = {"latents": None, "num_inference_steps": 1, "width": width, "num_images_per_prompt": count}
+            for subject in (None, character):
+                generate(pipeline, subject_image=subject, **size)
+    assert "without being compiled" not in caplog.text
+
+
+@can_trace
 def test_streamed_blocks_are_compiled_too(pipeline, character):
     expected = generate(pipeline, subject_image=character)
     pipeline.enable_character_offload("stream")

@@ -178,13 +178,19 @@ class ToyVAE(comfy.sd.VAE):
         self.size = None
 
 
-def load_toy() -> tuple[Any, Any, Any]:
+def load_toy(lora_strength: float = 0.0) -> tuple[Any, Any, Any]:
     """The toy's MODEL, CLIP and VAE.
 
+    Args:
+        lora_strength: of the toy's LoRA, which is not loaded for 0.
+
     Raises:
-        FileNotFoundError: the pack was installed without it.
+        FileNotFoundError: the pack was installed without the toy.
     """
-    return _load_flux(toy("flux") / "transformer"), _load_text_encoders(toy("flux")), ToyVAE()
+    model = _load_flux(toy("flux") / "transformer")
+    if lora_strength:
+        model, _ = comfy.sd.load_lora_for_models(model, None, _read(toy("lora")), lora_strength, 0.0)
+    return model, _load_text_encoders(toy("flux")), ToyVAE()
 
 
 def _load_flux(folder: Path) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import comfy.cli_args
 import comfy.model_management as management
-import comfy.sd
 import comfy.utils
 import latent_preview
 import pytest
@@ -115,16 +114,16 @@ def test_ksampler_generates_the_librarys_picture_of_a_character(model, clip, vae
     assert (vae.decode(ours) - picture).abs().mean() < 5e-3
 
 
-def test_the_toy_lora_changes_the_picture(model, clip):
-    state = comfy.utils.load_torch_file(str(toy("lora")), safe_load=True)
-    styled, _ = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0)
-    assert sum(map(len, styled.patches.values())) == len(state) // 2
+def test_the_loras_layers_are_all_known(model, clip):
+    styled = load_toy(lora_strength=0.8)[0]
+    layers = len(comfy.utils.load_torch_file(str(toy("lora")))) // 2
+    assert sum(map(len, styled.patches.values())) == layers
     assert error(sample(styled, clip), sample(model, clip)) > 1e-2
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "uni_pc", "euler_ancestral"])
 def test_other_samplers_generate(model, clip, sampler):
-    positive, latent = prompt(clip), nodes.EmptyLatentImage().generate(128, 128)[0]
+    positive, latent = prompt(clip), {"samples": torch.zeros(1, 16, 16, 16)}  # of EmptySD3LatentImage
     samples = nodes.KSampler().sample(model, 7, 3, 1.0, sampler, "beta", positive, positive, latent)[0]["samples"]
     assert samples.shape == (1, 8, 16, 16)
     assert samples.isfinite().all()

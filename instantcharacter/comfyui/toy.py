@@ -17,6 +17,7 @@ import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.text_encoders.flux
+import torch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from comfy.supported_models_base import ClipTarget
 from comfy.taesd.taesd import TAESD
@@ -145,10 +146,6 @@ class ToyTextEncoders(comfy.text_encoders.flux.FluxClipModel):
             **common,
         )
 
-    def load_sd(self, sd: dict[str, Tensor]) -> Any:
-        """Load one of the two, which ComfyUI tells apart by CLIP's prefix."""
-        return super().load_sd({f"text_model.{key}": sd[key] for key in sd} if "shared.weight" not in sd else sd)
-
 
 class Autoencoder(nn.Module):
     """diffusers' VAE with the calls of ComfyUI's: latents are the VAE's own, not FLUX's scaled ones."""
@@ -167,7 +164,10 @@ class Autoencoder(nn.Module):
 
 
 class ToyVAE(comfy.sd.VAE):
-    """ComfyUI's VAE around the toy's. ComfyUI makes it for its tiny autoencoder, in whose stead the toy's comes."""
+    """ComfyUI's VAE around the toy's.
+
+    ComfyUI sets it up for its tiny autoencoder of as many channels, whose place the toy's takes.
+    """
 
     def __init__(self) -> None:
         super().__init__(TAESD(latent_channels=ToyLatents().latent_channels).state_dict())
@@ -205,9 +205,12 @@ def _load_flux(folder: Path) -> Any:
 
 
 def _load_text_encoders(folder: Path) -> Any:
-    states = [_read(folder / name / "model.safetensors") for name in ("text_encoder", "text_encoder_2")]
-    parameters = sum(tensor.numel() for state in states for tensor in state.values())
-    return comfy.sd.CLIP(ClipTarget(ToyTokenizer, ToyTextEncoders), parameters=parameters, state_dict=states)
+    clip_l, t5 = (_read(folder / name / "model.safetensors") for name in ("text_encoder", "text_encoder_2"))
+    clip_l = {f"text_model.{key}": tensor for key, tensor in clip_l.items()}
+    width = clip_l["text_model.final_layer_norm.weight"].numel()
+    clip_l["text_projection.weight"] = torch.eye(width)  # without effect, but ComfyUI warns if it is missing
+    parameters = sum(tensor.numel() for tensor in (*clip_l.values(), *t5.values()))
+    return comfy.sd.CLIP(ClipTarget(ToyTokenizer, ToyTextEncoders), parameters=parameters, state_dict=[clip_l, t5])
 
 
 def _read(path: Path) -> dict[str, Tensor]:

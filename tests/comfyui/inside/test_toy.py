@@ -19,9 +19,10 @@ from instantcharacter import CharacterEncoder, InstantCharacterPipeline
 from instantcharacter.comfyui.conditioning import CharacterConditioning
 from instantcharacter.comfyui.hosting import to_patcher
 from instantcharacter.comfyui.images import to_image
+from instantcharacter.comfyui.latent_format import ToyLatents
 from instantcharacter.comfyui.loading import encode, load_adapter
 from instantcharacter.comfyui.model_patch import apply
-from instantcharacter.comfyui.toy import ToyLatents, load_toy
+from instantcharacter.comfyui.toy import load_toy
 from instantcharacter.files.catalog import TOY_FOLDER, toy
 from instantcharacter.flux.latents import pack, unpack
 

@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .instantcharacter.comfyui.nodes.apply import Apply
 from .instantcharacter.comfyui.nodes.character import Encode, LoadCharacter, PrepareReference, SaveCharacter
 from .instantcharacter.comfyui.nodes.deprecated import Generate, LoadModel, LoadModelFromLocal
-from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader
+from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader, ToyLoader
 from .instantcharacter.comfyui.nodes.sampler import Sampler
 
 NODES: list[type[io.ComfyNode]] = [
@@ -20,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadCharacter,
     Sampler,
     Apply,
+    ToyLoader,
 ]
 DEPRECATED_NODES: list[type[io.ComfyNode]] = [LoadModel, LoadModelFromLocal, Generate]
 

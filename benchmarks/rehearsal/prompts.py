@@ -82,6 +82,7 @@ WORKFLOWS = (
     Prompt("earlier pack's, first", "earlier_pack"),
     Prompt("earlier pack's, next seed", "earlier_pack", {"seed": 2}),
     Prompt("toy", "toy"),
+    Prompt("toy, native", "toy_native"),
 )
 """Every workflow but two, with switches between the two ways. Seeds differ, since ComfyUI runs nothing twice."""
 CHANGES = (

@@ -10,8 +10,6 @@ from .images import images
 
 Conditioning: TypeAlias = list[Any]
 """ComfyUI's CONDITIONING: ``[[embeddings, {"pooled_output": …}], …]``."""
-LATENT_CHANNELS = 16
-"""Channels of FLUX's latents."""
 VAE_SCALE = 8
 """Pixels along the side of a latent."""
 TOKEN_SIZE = 16
@@ -35,7 +33,7 @@ class InitImage(NamedTuple):
     Attributes:
         denoise: how much of the picture changes, above 0 to 1.
         image: IMAGE, [B, H, W, C] in [0, 1].
-        samples: of a LATENT, [B, 16, h, w].
+        samples: of a LATENT, [B, channels, h, w].
     """
 
     denoise: float
@@ -62,7 +60,7 @@ def init_from_inputs(image: Tensor | None, latent: dict | None, denoise: float) 
     """The init image of a Sampler node's inputs; None if neither is connected.
 
     Raises:
-        ValueError: both are connected, the LATENT is of another model, it has a mask (inpainting), or ``denoise`` is
+        ValueError: both are connected, the LATENT has a mask (inpainting), or ``denoise`` is
             not above 0 and at most 1.
     """
     if image is None and latent is None:
@@ -80,6 +78,4 @@ def init_from_inputs(image: Tensor | None, latent: dict | None, denoise: float) 
             "the latent has a mask, and the Sampler does not inpaint: use InstantCharacter Apply and KSampler"
         )
     samples = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
-        raise ValueError(f"the latent is {list(samples.shape)}; expected [batch, {LATENT_CHANNELS}, height, width]")
     return InitImage(denoise, samples=samples)

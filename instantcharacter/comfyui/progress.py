@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_management as management
 import comfy.utils
 import latent_preview
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..flux.latents import unpack
-from .init_image import LATENT_CHANNELS, TOKEN_SIZE
+from .init_image import TOKEN_SIZE
 
 
 def progress() -> Callable[[int, int], None]:
@@ -45,18 +44,20 @@ class StepCallback:
         width: of the picture in pixels.
         height: of the picture in pixels.
         steps: number of denoising steps.
+        latent_format: ComfyUI's, of the pipeline's latents.
 
     Attributes:
-        samples: after the last step, the latents as the samples of a LATENT, [B, 16, h, w].
+        samples: after the last step, the latents as the samples of a LATENT, [B, channels, h, w].
     """
 
-    def __init__(self, width: int, height: int, steps: int) -> None:
+    def __init__(self, width: int, height: int, steps: int, latent_format: Any) -> None:
         self.samples = torch.empty(0)
         self._tokens = (height // TOKEN_SIZE, width // TOKEN_SIZE)
         self._steps = steps
         self._bar = comfy.utils.ProgressBar(steps)
-        self._format = comfy.latent_formats.Flux()
+        self._format = latent_format
         self._previewer = latent_preview.get_previewer(management.get_torch_device(), self._format)
+        self._channels = 4 * latent_format.latent_channels
         self._previous: Tensor | None = None
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -73,7 +74,7 @@ class StepCallback:
 
         There is none after the first step, nor for variants of FLUX with other latents.
         """
-        if self._previewer is None or self._previous is None or latents.shape[-1] != 4 * LATENT_CHANNELS:
+        if self._previewer is None or self._previous is None or latents.shape[-1] != self._channels:
             return None
         sigmas, index = pipeline.scheduler.sigmas, pipeline.scheduler.step_index
         velocity = (latents - self._previous) / (sigmas[index] - sigmas[index - 1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-import comfy.latent_formats
 import comfy.model_management as management
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..offload import GIB, Offloader, Strategy
 from .hosting import HostedAdapter, HostedCharacter, load, to_patcher
 from .init_image import Conditioning, InitImage, Prompt
 from .internals import free_memory_for_models, unload
+from .latent_format import latent_format
 from .progress import StepCallback
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class HostedPipeline:
         self._strategy = strategy
         self._vram_gb = vram_gb
         self._compiled = compiled
+        self._latent_format = latent_format(pipeline.vae)
         self._adapter: HostedAdapter | None = None
         self._resident_plan: tuple | None = None
         self._lora_strength: float | None = None
@@ -91,15 +92,17 @@ class HostedPipeline:
             settings: other arguments of the library's pipeline.
 
         Raises:
-            ValueError: an argument that the pipeline refuses, or a text prompt without text encoders.
+            ValueError: an argument that the pipeline refuses, a text prompt without text encoders, or another
+                model's latents.
             torch.OutOfMemoryError: the smallest plan needs more memory than there is.
         """
+        self._check_init(init)
         self._prepare(character)
         self._set_lora_strength(lora_strength)
         settings |= self._prompt_settings(prompt)
         pipeline, init_settings = self._init_settings(init, steps)
         width, height = size if init is None else init.size
-        callback = StepCallback(width, height, steps)
+        callback = StepCallback(width, height, steps, self._latent_format)
         try:
             image = pipeline(
                 subject_image=None if character is None else character.character,
@@ -116,6 +119,14 @@ class HostedPipeline:
         finally:
             self.pipeline.maybe_free_model_hooks()
         return Generated(image.permute(0, 2, 3, 1).float().cpu(), callback.samples.float().cpu())
+
+    def _check_init(self, init: InitImage | None) -> None:
+        """Raise ``ValueError`` for latents of another model, before anything is loaded."""
+        if init is None or init.samples is None:
+            return
+        shape, channels = list(init.samples.shape), self._latent_format.latent_channels
+        if len(shape) != 4 or shape[1] != channels:
+            raise ValueError(f"the latent is {shape}; expected [batch, {channels}, height, width]")
 
     def _prepare(self, character: HostedCharacter | None) -> None:
         """Set the character's adapter, plan the memory, and load the modules that stay on the GPU."""
@@ -203,7 +214,7 @@ class HostedPipeline:
         schedule_steps = max(int(steps / init.denoise), steps)
         strength = (steps - 1e-3) / schedule_steps  # diffusers rounds the number of skipped steps down
         if init.samples is not None:
-            image = comfy.latent_formats.Flux().process_in(init.samples)
+            image = self._latent_format.process_in(init.samples)
         else:
             assert init.image is not None
             image = init.image[..., :3].movedim(-1, 1)

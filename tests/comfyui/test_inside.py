@@ -19,6 +19,7 @@ ON_GPUS = [
     for file in ("test_model_patch.py", "test_patchers.py", "test_sampler.py")
     for gpu in ("static", "novram", "dynamic", "tight")
 ]
+ON_GPUS += [("test_toy.py", gpu) for gpu in ("static", "novram")]
 
 
 @pytest.mark.skipif(bool(REASON), reason=str(REASON))

@@ -25,6 +25,7 @@ IDS = [
     "InstantCharacterLoadCharacter",
     "InstantCharacterSampler",
     "InstantCharacterApply",
+    "InstantCharacterToy",
 ]
 EARLIER = ["InstantCharacterLoadModel", "InstantCharacterLoadModelFromLocal", "InstantCharacterGenerate"]
 LOAD = """
@@ -408,7 +409,7 @@ GRAPHS = sorted((PACK / "workflows").glob("*.json"))
 API = sorted((PACK / "workflows/api").glob("*.json"))
 NAMED = {
     "self_contained", "native", "native_gguf_lora", "two_characters", "save_character", "load_character",
-    "background_removal", "earlier_pack", "earlier_pack_local", "toy", "turbo",
+    "background_removal", "earlier_pack", "earlier_pack_local", "toy", "toy_native", "turbo",
 }  # fmt: skip
 
 

@@ -96,7 +96,11 @@ def moved_away(server: Server, *names: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "name", ["self_contained", "native", "turbo", "two_characters", "earlier_pack", "earlier_pack_local", "toy"]
+    "name",
+    [
+        *("self_contained", "native", "turbo", "two_characters", "earlier_pack", "earlier_pack_local", "toy"),
+        "toy_native",
+    ],
 )
 def test_workflow_runs(server, name):
     picture = generated(server, workflow(name))

@@ -180,10 +180,11 @@ def serving(folder: Path, *arguments: str, cpu: bool = True) -> Iterator[Server]
 
 def with_tiny_text_encoder(prompt: dict) -> dict:
     """A prompt with ComfyUI's text encoders replaced by the tests' one."""
-    for key in [key for key, node in prompt.items() if node["class_type"] == "DualCLIPLoader"]:
+    loaders = [key for key, node in prompt.items() if node["class_type"] == "DualCLIPLoader"]
+    for key in loaders:
         del prompt[key]
     for node in prompt.values():
-        if node["class_type"] == "CLIPTextEncode":
+        if node["class_type"] == "CLIPTextEncode" and node["inputs"]["clip"][0] in loaders:
             node["class_type"] = "TestTextEncode"
             del node["inputs"]["clip"]
     return prompt

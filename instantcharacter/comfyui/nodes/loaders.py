@@ -204,3 +204,40 @@ class AdapterLoader(io.ComfyNode):
         from ..progress import progress
 
         return io.NodeOutput(load_adapter(locate("adapter", adapter, progress())))
+
+
+class ToyLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InstantCharacterToy",
+            display_name="Load Toy FLUX",
+            category=CATEGORY,
+            description="Loads the small FLUX inside the pack for ComfyUI's own nodes: to try InstantCharacter Apply, "
+            "masks, samplers and LoRAs on any machine, with 256×256 pictures of cartoon characters.",
+            inputs=[
+                io.Float.Input(
+                    "lora_strength",
+                    default=0.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Strength of the pack's toy LoRA, a pixel art style; 0 for none. Begin the prompt with "
+                    "“pixel art of”.",
+                )
+            ],
+            outputs=[
+                io.Model.Output(tooltip="For InstantCharacter Apply with the toy adapter, or KSampler."),
+                io.Clip.Output(
+                    tooltip="For CLIP Text Encode. The toy understands sentences such as “a picture of a "
+                    "character waving on a beach”."
+                ),
+                io.Vae.Output(tooltip="For VAE Decode. It goes with the toy alone."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, lora_strength: float) -> io.NodeOutput:
+        from ..toy import load_toy
+
+        return io.NodeOutput(*load_toy(lora_strength))

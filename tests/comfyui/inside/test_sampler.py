@@ -100,6 +100,12 @@ def test_the_init_image_sets_size_and_batch(hosted):
     assert generate(hosted, init=InitImage(0.5, samples=samples), batch_size=3).image.shape == (3, 48, 80, 3)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 8, 8, 8), (1, 16, 1, 8, 8)])
+def test_latents_of_another_model_are_refused(hosted, shape):
+    with pytest.raises(ValueError, match=r"the latent is \[1, .*; expected \[batch, 16, height, width\]"):
+        generate(hosted, init=InitImage(0.5, samples=torch.rand(shape)))
+
+
 def test_combined_conditioning_is_refused(hosted):
     with pytest.raises(ValueError, match="one prompt for FLUX.*InstantCharacter Apply"):
         hosted.generate(None, Prompt(conditioning() * 2), SIZE, 1, 0)

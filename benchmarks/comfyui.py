@@ -2,7 +2,7 @@
 
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI               # 1024×1024, bfloat16
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --gib 24 12   # on cards of 24 and 12 GiB
-    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --fast        # in fp8, compiled, and both
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --fast        # in fp8, compiled, and both: 10 minutes and more
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --tiny        # the same code at a tiny size on a CPU
 
 ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn. A card of 24 GiB is a real
@@ -23,6 +23,8 @@ from typing import Any
 from benchmarks.card import card
 
 GIB = 2**30
+STORAGE = ("bf16", "fp8_e4m3fn_fast")
+"""Load Diffusion Model's dtypes."""
 
 
 def main() -> None:
@@ -31,7 +33,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny size, on the CPU")
     parser.add_argument("--static", action="store_true", help="without dynamic VRAM, ComfyUI's default on NVIDIA")
     parser.add_argument("--gib", type=int, nargs="*", default=[0, 24, 16, 12], help="cards, 0 for the whole one")
-    parser.add_argument("--fast", action="store_true", help="with fp8_e4m3fn_fast, TorchCompileModel and both")
+    parser.add_argument(
+        "--fast", nargs="*", choices=STORAGE, help="as it is and with TorchCompileModel, in these weights (all)"
+    )
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     sys.argv = ["comfyui", *(["--cpu", "--use-pytorch-cross-attention"] if options.tiny else [])]
@@ -39,10 +43,11 @@ def main() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    if not (options.tiny or options.static or options.fast):  # TorchCompileModel turns it off by itself
+    fast = options.fast is not None
+    if not (options.tiny or options.static or fast):  # TorchCompileModel turns it off by itself
         enable_dynamic_vram()
-    if options.fast:
-        measure_fast(options.tiny, options.steps)
+    if fast:
+        measure_fast(options.fast or list(STORAGE), options.tiny, options.steps)
     else:
         measure([0] if options.tiny else options.gib, options.tiny, options.steps)
 
@@ -98,8 +103,8 @@ def measure(cards: list[int], tiny: bool, steps: int) -> None:
             print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {compare(model, patched, steps, tiny)}", flush=True)
 
 
-def measure_fast(tiny: bool, steps: int) -> None:
-    """Steps on the whole card in fp8 arithmetic, compiled, and both, and how far one step's result is off."""
+def measure_fast(names: list[str], tiny: bool, steps: int) -> None:
+    """Steps on the whole card in these weights, as they are and compiled, and how far one step is off the first."""
     import comfy.model_management as management
     import torch
     from comfy_extras.nodes_torch_compile import TorchCompileModel
@@ -107,9 +112,9 @@ def measure_fast(tiny: bool, steps: int) -> None:
     print_versions(tiny)
     fp8 = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True}
     exact = None
-    for name, storage in (("bf16", {}), ("fp8_e4m3fn_fast", fp8)):
+    for name in names:
         torch.manual_seed(0)
-        model, adapter = build(tiny, storage)
+        model, adapter = build(tiny, fp8 if name != "bf16" else {})
         patched = with_a_character(model, adapter)
         for compiled in (False, True):
             both = [
@@ -119,7 +124,7 @@ def measure_fast(tiny: bool, steps: int) -> None:
             latents = sample(both[1], 1, tiny)[2]
             exact = latents if exact is None else exact
             off = ((latents - exact).norm() / exact.norm()).item()
-            print(f"{name + ', compiled' * compiled:>26s}: {line}; one step is {off:.1e} off bf16", flush=True)
+            print(f"{name + ', compiled' * compiled:>26s}: {line}; one step is {off:.1e} off {names[0]}", flush=True)
         del model, patched, both
         management.unload_all_models()
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI               # 1024×1024, bfloat16
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --gib 24 12   # on cards of 24 and 12 GiB
-    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --fast        # in fp8, compiled, and both: 10 minutes and more
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --fast        # in fp8, compiled, and both: 10 minutes
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --tiny        # the same code at a tiny size on a CPU
 
 ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn. A card of 24 GiB is a real

@@ -111,7 +111,7 @@ def measure_fast(names: list[str], tiny: bool, steps: int) -> None:
 
     print_versions(tiny)
     fp8 = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True}
-    exact = None
+    exact: list[Any] = []
     for name in names:
         torch.manual_seed(0)
         model, adapter = build(tiny, fp8 if name != "bf16" else {})
@@ -121,10 +121,12 @@ def measure_fast(names: list[str], tiny: bool, steps: int) -> None:
                 TorchCompileModel.execute(each, "inductor").args[0] if compiled else each for each in (model, patched)
             ]
             line = compare(*both, steps, tiny)
-            latents = sample(both[1], 1, tiny)[2]
-            exact = latents if exact is None else exact
-            off = ((latents - exact).norm() / exact.norm()).item()
-            print(f"{name + ', compiled' * compiled:>26s}: {line}; one step is {off:.1e} off {names[0]}", flush=True)
+            latents = [sample(each, 1, tiny)[2] for each in both]
+            exact = exact or latents
+            off = " and ".join(f"{(one - other).norm() / other.norm():.1e}" for one, other in zip(latents, exact))
+            print(
+                f"{name + ', compiled' * compiled:>26s}: {line}; one step of each is {off} off {names[0]}", flush=True
+            )
         del model, patched, both
         management.unload_all_models()
 

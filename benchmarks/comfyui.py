@@ -37,6 +37,7 @@ def main() -> None:
         "--fast", nargs="*", choices=STORAGE, help="as it is and with TorchCompileModel, in these weights (all)"
     )
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1, help="pictures at once")
     options = parser.parse_args()
     sys.argv = ["comfyui", *(["--cpu", "--use-pytorch-cross-attention"] if options.tiny else [])]
     sys.path.insert(0, str(options.comfyui))
@@ -49,7 +50,7 @@ def main() -> None:
     if fast:
         measure_fast(options.fast or list(STORAGE), options.tiny, options.steps)
     else:
-        measure([0] if options.tiny else options.gib, options.tiny, options.steps)
+        measure([0] if options.tiny else options.gib, options.tiny, options.steps, options.batch)
 
 
 def enable_dynamic_vram() -> None:
@@ -85,8 +86,8 @@ def with_a_character(model: Any, adapter: Any) -> Any:
     return apply(model, CharacterConditioning(hosted, make_character(adapter, hosted), 0.9))
 
 
-def measure(cards: list[int], tiny: bool, steps: int) -> None:
-    """Steps on cards of these GiB, 0 for the whole one."""
+def measure(cards: list[int], tiny: bool, steps: int, batch: int) -> None:
+    """Steps of so many pictures at once on cards of these GiB, 0 for the whole one."""
     import comfy.model_management as management
 
     print_versions(tiny)
@@ -100,7 +101,7 @@ def measure(cards: list[int], tiny: bool, steps: int) -> None:
         management.unload_all_models()
         management.soft_empty_cache()
         with card(gib, Path(sys.executable)) if gib else nullcontext():
-            print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {compare(model, patched, steps, tiny)}", flush=True)
+            print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {compare(model, patched, steps, tiny, batch)}", flush=True)
 
 
 def measure_fast(names: list[str], tiny: bool, steps: int) -> None:
@@ -131,12 +132,12 @@ def measure_fast(names: list[str], tiny: bool, steps: int) -> None:
         management.unload_all_models()
 
 
-def compare(model: Any, patched: Any, steps: int, tiny: bool) -> str:
+def compare(model: Any, patched: Any, steps: int, tiny: bool, batch: int = 1) -> str:
     """A line: steps of both MODELs, in turn."""
     times: dict[str, list[float]] = {"plain": [], "character": []}
     peaks = {}
     for on, which in ((model, "plain"), (patched, "character")) * 3:
-        seconds, peaks[which], _ = sample(on, steps, tiny)
+        seconds, peaks[which], _ = sample(on, steps, tiny, batch)
         times[which] += seconds
     plain, ours = (statistics.median(times[which]) for which in ("plain", "character"))
     return (
@@ -200,7 +201,7 @@ def make_character(adapter: Any, hosted: Any) -> Any:
     return Character(torch.randn(1, tokens, width).to(weight), hosted.fingerprint)
 
 
-def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float, Any]:
+def sample(model: Any, steps: int, tiny: bool, batch: int = 1) -> tuple[list[float], float, Any]:
     """Seconds of every step but the first, the peak of the GPU's memory in GiB, and the latents."""
     import comfy.sample
     import comfy.samplers
@@ -209,7 +210,7 @@ def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float, Any]
     flux = model.model.diffusion_model.params
     side = 16 if tiny else 128
     random = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, 16, side, side, generator=random)
+    noise = torch.randn(batch, 16, side, side, generator=random)
     pooled = {"pooled_output": torch.randn(1, flux.vec_in_dim, generator=random), "guidance": 3.5}
     positive = [[torch.randn(1, 16 if tiny else 512, flux.context_in_dim, generator=random), pooled]]
     sigmas = torch.linspace(1, 0, steps + 1)

@@ -101,7 +101,8 @@ def measure(cards: list[int], tiny: bool, steps: int, batch: int) -> None:
         management.unload_all_models()
         management.soft_empty_cache()
         with card(gib, Path(sys.executable)) if gib else nullcontext():
-            print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {compare(model, patched, steps, tiny, batch)}", flush=True)
+            line = compare(model, patched, steps, tiny, batch)
+        print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {line}", flush=True)
 
 
 def measure_fast(names: list[str], tiny: bool, steps: int) -> None:

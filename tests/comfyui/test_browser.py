@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support import browser, tiny_models
+from support import browser, tiny_models, workflows
 from support import server as comfyui
 
 REASON = comfyui.why_not() or browser.why_not()
-GRAPHS = sorted((comfyui.PACK / "workflows").glob("*.json"))
 SMALL = {"EmptySD3LatentImage": [256, 256, 1], "KSampler": [7, "fixed", 3, 1, "euler", "simple", 1]}
 STATE = """() => {
   const nodes = app.graph._nodes, node = id => app.graph.getNodeById(id);
@@ -63,7 +62,7 @@ def page(shared_page) -> browser.Page:
     return shared_page
 
 
-@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", workflows.GRAPHS, ids=lambda path: path.stem)
 def test_workflow_opens_with_every_node_link_and_file(page, path):
     if "gguf" in path.stem and comfyui.gguf_pack() is None:
         pytest.skip("no ComfyUI-GGUF in that ComfyUI")
@@ -87,7 +86,7 @@ def test_template_browser_has_the_workflows(server):
 
 
 def test_native_workflow_is_queued_and_shows_its_picture(page, tmp_path):
-    page.open(with_tiny_text_encoder(browser.read(comfyui.PACK / "workflows/native.json")))
+    page.open(with_tiny_text_encoder(workflows.graph("native")))
     page.clip()  # a node's picture is loaded when the node is seen
     page.page.get_by_test_id("queue-button").click()
     page.page.wait_for_function(SHOWN, timeout=120_000)
@@ -98,7 +97,7 @@ def test_native_workflow_is_queued_and_shows_its_picture(page, tmp_path):
 
 
 def test_help_page_is_shown(page):
-    page.open(browser.read(comfyui.PACK / "workflows/native.json"))
+    page.open(workflows.graph("native"))
     page.show_help("InstantCharacterApply")
     assert "Adds a character to a FLUX.1 MODEL" in page.page.inner_text("body")
     page.page.wait_for_function(HELP_PICTURE, timeout=10_000)

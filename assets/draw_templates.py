@@ -45,19 +45,25 @@ def main() -> None:
     )
     save("01_toy_any_machine", from_reference(beach, reference))
     save("02_toy_native_any_machine", from_reference(forest, reference))
-    save("04_native", from_reference(picture("a comic of a character waving in a forest", 2), reference))
+    save("04_native", from_reference(picture("a comic of a character reading a book in a forest", 1, 16), reference))
     save("05_self_contained", from_reference(snow, reference))
-    save("07_two_characters", two_characters(pipe, monster, friend))
+    save("07_two_characters", enlarged(two_characters(pipe, monster, friend)))
     save("08_background_removal", halves(Shot(MONSTER, "wave", "forest", "flat", 3).draw(), reference))
     save("09_save_character", as_file(reference))
     save("10_load_character", quarters([beach, forest, snow, moon]))
-    save("11_turbo_8_steps", quarters([picture("a picture of a character waving on a beach", 4, n) for n in (1, 2, 4, 8)]))
+    save(
+        "11_turbo_8_steps",
+        quarters([picture("a picture of a character waving on a beach", 4, n) for n in (1, 2, 4, 8)]),
+    )
     before, after = refined(pipe, monster)
     for name in ("03_toy_refine_any_machine", "06_native_refine"):
         save(name, halves(before, after))
     lora = catalog.toy("lora")
     pipe.load_lora_weights(lora.parent, weight_name=lora.name)
-    save("12_gguf_and_style_lora", from_reference(picture("pixel art of a character waving on a beach", 4), reference))
+    save(
+        "12_gguf_and_style_lora",
+        from_reference(picture("pixel art of a character jumping on the moon", 3, 16), reference),
+    )
 
 
 def generate(pipe: InstantCharacterPipeline, words: str, seed: int, **arguments: object) -> Image.Image:
@@ -76,16 +82,16 @@ def two_characters(pipe: InstantCharacterPipeline, left: Character, right: Chara
 
 
 def refined(pipe: InstantCharacterPipeline, character: Character) -> tuple[Image.Image, Image.Image]:
-    """A picture of half the size, enlarged; and with the figure in it generated again, as the refine workflows do it."""
+    """A picture of half the size, enlarged; and the same with its figure generated again, as the workflows do it."""
     words = "a picture of a character waving on a beach"
-    small = generate(pipe, words, 5, subject_image=character, width=SIDE // 2, height=SIDE // 2)
+    small = generate(pipe, words, 16, subject_image=character, width=SIDE // 2, height=SIDE // 2)
     before = small.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     again = InstantCharacterImg2ImgPipeline(**pipe.components)
     again.share_character_adapter(pipe)
     again.set_progress_bar_config(disable=True)
     square = (32, 48, 224, 240)
     figure = generate(
-        again, words, 5, image=before.crop(square), strength=0.5, subject_image=character, width=192, height=192
+        again, words, 16, image=before.crop(square), strength=0.5, subject_image=character, width=192, height=192
     )
     mask = Image.new("L", before.size)
     mask.paste(255, (48, 64, 208, 224))

@@ -46,6 +46,7 @@ def shrink(prompt: dict[str, dict]) -> dict[str, dict]:
         inputs = node["inputs"]
         smallest = 256 if node["class_type"].startswith("InstantCharacter") else 0
         inputs |= {key: max(inputs[key] // TINY_PART, smallest) for key in ("width", "height", "x") if key in inputs}
+        inputs |= {"value": inputs["value"] // TINY_PART} if node["class_type"] == "PrimitiveInt" else {}
         inputs |= {key: TINY_STEPS for key in ("steps", "num_inference_steps") if key in inputs}
     return with_tiny_text_encoder(prompt)
 
@@ -80,8 +81,10 @@ WORKFLOWS = (
     Prompt("background removal", "background_removal", {"image": "photograph.jpg"}),
     Prompt("earlier pack's, first", "earlier_pack"),
     Prompt("earlier pack's, next seed", "earlier_pack", {"seed": 2}),
+    Prompt("refined", "native_refine"),
     Prompt("toy", "toy_any_machine"),
     Prompt("toy, native", "toy_native_any_machine"),
+    Prompt("toy, refined", "toy_refine_any_machine"),
 )
 """Every workflow but two, with switches between the two ways. Seeds differ, since ComfyUI runs nothing twice."""
 CHANGES = (

@@ -409,7 +409,7 @@ def test_lists_leave_out_names_that_are_not_utf8(tmp_path):
 NAMED = {
     "self_contained", "native", "gguf_and_style_lora", "two_characters", "save_character", "load_character",
     "background_removal", "earlier_pack", "earlier_pack_local", "toy_any_machine", "toy_native_any_machine",
-    "turbo_8_steps",
+    "turbo_8_steps", "native_refine", "toy_refine_any_machine",
 }  # fmt: skip
 
 
@@ -461,7 +461,9 @@ def test_graph_equals_its_queue_workflow(nodes, path):
             assert values == {name: value for name, value in queued["inputs"].items() if name not in expected}
 
 
-@pytest.mark.parametrize("path", [*workflows.GRAPHS, *workflows.PROMPTS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", [*workflows.GRAPHS, *workflows.PROMPTS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_workflow_has_nothing_private_in_it(path):
     text = path.read_text(encoding="utf-8")
     for word in ("hf_", "/root", "/home", "/tmp", "C:\\"):

@@ -42,6 +42,7 @@ def workflow(name: str, **changes: object) -> dict:
     """An API workflow at a tiny size; ``Node__input=value`` changes an input of every node of that class."""
     prompt = workflows.prompt(name)
     settings = {key.split("__")[0]: {} for key in changes}
+    side = next((node["inputs"]["width"] for node in prompt.values() if "LatentImage" in node["class_type"]), None)
     for key, value in changes.items():
         node, setting = key.split("__")
         settings[node][setting] = value
@@ -52,6 +53,8 @@ def workflow(name: str, **changes: object) -> dict:
             inputs["width"] = TINY["width"] // 2
         if node["class_type"] == "MaskComposite":
             inputs["x"] = inputs["x"] * TINY["width"] // 1024
+        if node["class_type"] == "PrimitiveInt":
+            inputs["value"] = inputs["value"] * TINY["width"] // side
         inputs |= settings.get(node["class_type"], {})
     return comfyui.with_tiny_text_encoder(prompt)
 
@@ -107,6 +110,22 @@ def test_workflow_runs(server, name):
     assert len(picture.getcolors(2**16)) > 100
 
 
+@pytest.mark.parametrize("name", ["native_refine", "toy_refine_any_machine"])
+def test_refine_changes_the_square_alone(server, name):
+    """Beside the enlarged picture that it starts from."""
+    prompt = workflow(name)
+    enlarged = next(key for key, node in prompt.items() if node["class_type"] == "ImageScaleBy")
+    prompt["90"] = {"class_type": "SaveImage", "inputs": {"images": [enlarged, 0], "filename_prefix": "enlarged"}}
+    refined, before = sorted(shown(server.run(prompt)), key=lambda picture: picture["filename"].startswith("enlarged"))
+    pictures = [Image.open(io.BytesIO(server.picture(picture))).convert("RGB") for picture in (refined, before)]
+    assert pictures[0].size == pictures[1].size == (512, 512)
+    left, top = (node["inputs"]["value"] for node in prompt.values() if node["class_type"] == "PrimitiveInt")
+    changed = ImageChops.difference(*pictures).getbbox()
+    assert changed is not None
+    assert left <= changed[0] < changed[2] <= left + 256
+    assert top <= changed[1] < changed[3] <= top + 256
+
+
 def test_the_toy_lora_changes_the_picture(server):
     styled = workflow("toy_any_machine", InstantCharacterFluxLoader__lora="toy")
     assert generated(server, styled).tobytes() != generated(server, workflow("toy_any_machine")).tobytes()
@@ -119,7 +138,9 @@ def test_the_turbo_lora_changes_the_picture(server):
 
 def test_the_samplers_cache_changes_the_picture(server):
     """The toy's, since with random weights no step is predictable."""
-    cached = workflow("toy_any_machine", InstantCharacterSampler__cache="first_block", InstantCharacterSampler__steps=16)
+    cached = workflow(
+        "toy_any_machine", InstantCharacterSampler__cache="first_block", InstantCharacterSampler__steps=16
+    )
     plain = workflow("toy_any_machine", InstantCharacterSampler__steps=16)
     assert generated(server, cached).tobytes() != generated(server, plain).tobytes()
 
@@ -132,7 +153,9 @@ def alive(server: Server, name: str) -> int:
 def test_another_lora_strength_loads_nothing_and_memory_is_freed(server):
     def styled(strength: float) -> dict:
         return workflow(
-            "toy_any_machine", InstantCharacterFluxLoader__lora="toy", InstantCharacterFluxLoader__lora_strength=strength
+            "toy_any_machine",
+            InstantCharacterFluxLoader__lora="toy",
+            InstantCharacterFluxLoader__lora_strength=strength,
         )
 
     def loaded() -> int:

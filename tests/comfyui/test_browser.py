@@ -168,10 +168,10 @@ def with_subgraph(graph: dict, name: str) -> dict:
     """The native toy's graph with the subgraph in place of everything between loaders, Encode and Save Image."""
     blueprint = workflows.read(workflows.PACK / f"subgraphs/{name}.json")
     toy, encode, save, number = 10, 7, 19, 50
-    kept = {1, 2, 4, 6, toy, encode, save}
-    graph["nodes"] = [node for node in graph["nodes"] if node["id"] in kept]
+    outside = {1, 2, 4, 6, toy, encode, save}
+    graph["nodes"] = [node for node in graph["nodes"] if node["id"] in outside]
     graph["nodes"].append(blueprint["nodes"][0] | {"id": number})
-    links = [link for link in graph["links"] if {link[1], link[3]} <= kept]
+    links = [link for link in graph["links"] if {link[1], link[3]} <= outside]
     links += [[100 + i, toy, i, number, i, kind] for i, kind in enumerate(("MODEL", "CLIP", "VAE"))]
     links += [[103, encode, 0, number, 3, "CHARACTER"], [104, number, 0, save, 0, "IMAGE"]]
     nodes = {node["id"]: node for node in graph["nodes"]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from support import browser, tiny_models
+from support import browser, tiny_models, workflows
 from support import server as comfyui
 
 PACK = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def main() -> None:
 def _graphs(server: comfyui.Server) -> None:
     for name in SHOWN:
         with browser.opened(server.url) as page:
-            page.open(browser.read(PACK / f"workflows/{name}.json"))
+            page.open(workflows.graph(name))
             page.screenshot(PACK / f"assets/{name}.png", page.clip())
 
 
@@ -50,7 +50,7 @@ def _nodes(server: comfyui.Server) -> None:
         for help_page in sorted((PACK / "web/docs").glob("*.md")):
             page.page.evaluate(NODE, [help_page.stem, {"name": "fox"}])
             page.screenshot(PACK / f"web/docs/images/{help_page.stem}.png", page.clip())
-        page.open(browser.read(PACK / "workflows/native.json"))
+        page.open(workflows.graph("native"))
         page.show_help("InstantCharacterApply")
         page.screenshot(PACK / "assets/help.png")
 

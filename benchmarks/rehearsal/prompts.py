@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from support.server import PACK, with_tiny_text_encoder
+from support import workflows
+from support.server import with_tiny_text_encoder
 
 TINY_STEPS, TINY_PART = 2, 16
 """Of a tiny picture: its steps, and the part of the shipped width and height."""
@@ -16,11 +16,11 @@ PLAIN: dict[str, Any] = {"model": ["10", 0]}
 
 @dataclass(frozen=True)
 class Prompt:
-    """A workflow of ``workflows/api``, changed.
+    """A workflow, changed.
 
     Attributes:
         name: how results call it.
-        workflow: the file's name without its ending.
+        workflow: its name, as ``support.workflows`` has it.
         changes: for every node with an input of this name: a value in place of its value, a link in place of its link.
         nodes: nodes that take the place of the workflow's of the same number.
     """
@@ -32,8 +32,7 @@ class Prompt:
 
     def build(self, tiny: bool) -> dict[str, dict]:
         """The prompt as ``/prompt`` takes it."""
-        file = PACK / f"workflows/api/{self.workflow}.json"
-        prompt = json.loads(file.read_text(encoding="utf-8")) | self.nodes
+        prompt = workflows.prompt(self.workflow) | self.nodes
         for node in prompt.values():
             for key, value in self.changes.items():
                 if key in node["inputs"] and isinstance(value, list) == isinstance(node["inputs"][key], list):
@@ -47,6 +46,7 @@ def shrink(prompt: dict[str, dict]) -> dict[str, dict]:
         inputs = node["inputs"]
         smallest = 256 if node["class_type"].startswith("InstantCharacter") else 0
         inputs |= {key: max(inputs[key] // TINY_PART, smallest) for key in ("width", "height", "x") if key in inputs}
+        inputs |= {"value": inputs["value"] // TINY_PART} if node["class_type"] == "PrimitiveInt" else {}
         inputs |= {key: TINY_STEPS for key in ("steps", "num_inference_steps") if key in inputs}
     return with_tiny_text_encoder(prompt)
 
@@ -63,7 +63,7 @@ def native_lora(name: str, **changes: Any) -> Prompt:
     """The workflow with a GGUF file and a LoRA, without the former."""
     loader = {"unet_name": "flux1-dev.safetensors", "weight_dtype": "default"}
     nodes = {"10": {"class_type": "UNETLoader", "inputs": loader}}
-    return Prompt(f"native, LoRA{name}", "native_gguf_lora", changes, nodes)
+    return Prompt(f"native, LoRA{name}", "gguf_and_style_lora", changes, nodes)
 
 
 WORKFLOWS = (
@@ -81,8 +81,10 @@ WORKFLOWS = (
     Prompt("background removal", "background_removal", {"image": "photograph.jpg"}),
     Prompt("earlier pack's, first", "earlier_pack"),
     Prompt("earlier pack's, next seed", "earlier_pack", {"seed": 2}),
-    Prompt("toy", "toy"),
-    Prompt("toy, native", "toy_native"),
+    Prompt("refined", "native_refine"),
+    Prompt("toy", "toy_any_machine"),
+    Prompt("toy, native", "toy_native_any_machine"),
+    Prompt("toy, refined", "toy_refine_any_machine"),
 )
 """Every workflow but two, with switches between the two ways. Seeds differ, since ComfyUI runs nothing twice."""
 CHANGES = (
@@ -106,17 +108,17 @@ SWITCHES = (
 )
 """The two ways in turn, five times in one server: what a switch costs, and whether memory returns."""
 LORA = (
-    own("LoRA, first", lora="style_lora.safetensors"),
-    own("LoRA, next seed", lora="style_lora.safetensors", seed=2),
-    own("LoRA, another strength", lora="style_lora.safetensors", lora_strength=0.5, seed=3),
+    own("LoRA, first", lora="ghibli_style.safetensors"),
+    own("LoRA, next seed", lora="ghibli_style.safetensors", seed=2),
+    own("LoRA, another strength", lora="ghibli_style.safetensors", lora_strength=0.5, seed=3),
     own("LoRA taken away", seed=4),
     own("fp8, first", weight_dtype="fp8_e4m3fn", seed=5),
     own("fp8, next seed", weight_dtype="fp8_e4m3fn", seed=6),
-    own("fp8 with a LoRA", weight_dtype="fp8_e4m3fn", lora="style_lora.safetensors", seed=7),
+    own("fp8 with a LoRA", weight_dtype="fp8_e4m3fn", lora="ghibli_style.safetensors", seed=7),
     native_lora(", first"),
     native_lora(", next seed", seed=2),
     native_lora(", another strength", seed=3, strength_model=0.5),
-    Prompt("8 steps", "turbo", {"lora_name": "style_lora.safetensors"}),
+    Prompt("8 steps", "turbo_8_steps", {"lora_name": "ghibli_style.safetensors"}),
     native("fp8, first", weight_dtype="fp8_e4m3fn", seed=5),
     native("fp8, next seed", weight_dtype="fp8_e4m3fn", seed=6),
 )
@@ -142,7 +144,7 @@ FOLDERS = (
     Prompt("earlier pack's folders, next seed", "earlier_pack_local", {"seed": 2}),
 )
 GGUF = (
-    Prompt("GGUF and LoRA, first", "native_gguf_lora"),
-    Prompt("GGUF and LoRA, next seed", "native_gguf_lora", {"seed": 2}),
-    Prompt("GGUF and LoRA, another strength", "native_gguf_lora", {"seed": 3, "strength_model": 0.5}),
+    Prompt("GGUF and LoRA, first", "gguf_and_style_lora"),
+    Prompt("GGUF and LoRA, next seed", "gguf_and_style_lora", {"seed": 2}),
+    Prompt("GGUF and LoRA, another strength", "gguf_and_style_lora", {"seed": 3, "strength_model": 0.5}),
 )

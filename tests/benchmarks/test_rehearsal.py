@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import server as comfyui
+from support import workflows
 
 from benchmarks.rehearsal import prompts
 
@@ -42,7 +43,7 @@ def test_every_workflow_file_is_rehearsed():
     lists = (prompts.WORKFLOWS, prompts.CHANGES, prompts.SWITCHES, prompts.LORA, prompts.COMPILED, prompts.FAST)
     lists += (prompts.FOLDERS, prompts.GGUF)
     everything = [prompt for part in lists for prompt in part]
-    files = {path.stem for path in (comfyui.PACK / "workflows/api").glob("*.json")}
+    files = {workflows.name(path) for path in workflows.PROMPTS}
     assert {prompt.workflow for prompt in everything} == files
     assert len({prompt.name for prompt in everything}) == len(everything)
 

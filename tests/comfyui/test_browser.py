@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support import browser, tiny_models
+from support import browser, tiny_models, workflows
 from support import server as comfyui
 
 REASON = comfyui.why_not() or browser.why_not()
-GRAPHS = sorted((comfyui.PACK / "workflows").glob("*.json"))
 SMALL = {"EmptySD3LatentImage": [256, 256, 1], "KSampler": [7, "fixed", 3, 1, "euler", "simple", 1]}
 STATE = """() => {
   const nodes = app.graph._nodes, node = id => app.graph.getNodeById(id);
@@ -23,6 +22,11 @@ STATE = """() => {
   };
 }"""
 SHOWN = "app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.[0]?.naturalWidth > 0"
+VALUES = "[app.graph._nodes.map(n => [n.title, Object.fromEntries(n.widgets.map(w => [w.name, w.value]))])][0]"
+PROMPT = """async () => Object.fromEntries(Object.entries((await app.graphToPrompt()).output).map(
+  ([id, node]) => [id, [node.class_type, node.inputs]]))"""
+NODE_SIZES = "app.graph._nodes.map(n => [n.id, Math.ceil(n.size[0]), Math.ceil(n.size[1])])"
+EMPTY = {"nodes": [], "links": [], "groups": [], "last_node_id": 0, "last_link_id": 0, "version": 0.4}
 HELP_PICTURE = (
     "[...document.querySelectorAll('img')].some(i => i.src.includes('InstantCharacterApply.png') && i.naturalWidth > 0)"
 )
@@ -63,7 +67,7 @@ def page(shared_page) -> browser.Page:
     return shared_page
 
 
-@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", workflows.GRAPHS, ids=lambda path: path.stem)
 def test_workflow_opens_with_every_node_link_and_file(page, path):
     if "gguf" in path.stem and comfyui.gguf_pack() is None:
         pytest.skip("no ComfyUI-GGUF in that ComfyUI")
@@ -78,16 +82,67 @@ def test_workflow_opens_with_every_node_link_and_file(page, path):
         "gone": [],
     }
     assert page.errors == []
+    prompt = workflows.prompt(workflows.name(path))
+    queued = page.page.evaluate(PROMPT)
+    assert queued == {key: [node["class_type"], node["inputs"]] for key, node in prompt.items()}
 
 
-def test_template_browser_has_the_workflows(server):
-    assert set(server.get("/workflow_templates")[comfyui.NAME]) == {path.stem for path in GRAPHS}
-    for path in GRAPHS:
-        assert server.get(f"/api/workflow_templates/{comfyui.NAME}/{path.name}") == browser.read(path)
+@pytest.fixture
+def new_design(page) -> browser.Page:
+    """A page with ComfyUI's new nodes, which are larger than the old ones."""
+    page.set("Comfy.VueNodes.Enabled", True)
+    yield page
+    page.set("Comfy.VueNodes.Enabled", False)
+
+
+@pytest.mark.parametrize("path", sorted(workflows.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_no_node_is_larger_in_the_new_design_than_its_file_says(new_design, path):
+    graph = workflows.read(path)
+    new_design.open(graph)
+    new_design.clip()
+    sizes = {number: size for number, *size in new_design.page.evaluate(NODE_SIZES)}
+    assert sizes == {node["id"]: node["size"] for node in graph["nodes"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("Character from picture", {"margin": 0.05, "siglip": "download", "dinov2": "download"}),
+        ("Draw character", {"scale": 0.9, "width": 1024, "height": 1024, "seed": 123456, "steps": 28}),
+    ],
+)
+def test_subgraph_of_the_library_becomes_a_node_with_its_values(page, name, values):
+    page.open(EMPTY)
+    page.add_node(name)
+    ((title, widgets),) = page.page.evaluate(VALUES)
+    assert title == name
+    assert widgets.items() >= values.items()
+    assert page.errors == []
+
+
+def test_draw_character_generates(page, server):
+    """With the toy: the nodes of a template from Apply to Decode, replaced by the subgraph."""
+    page.open(with_subgraph(workflows.graph("toy_native_any_machine"), "Draw character"))
+    prompt = page.page.evaluate("async () => (await app.graphToPrompt()).output")
+    for node in prompt.values():
+        node["inputs"] |= {key: 256 for key in ("width", "height") if key in node["inputs"]}
+        node["inputs"] |= {"steps": 2} if "steps" in node["inputs"] else {}
+    assert [node["class_type"] for node in prompt.values()].count("InstantCharacterApply") == 1
+    outputs = server.run(prompt)
+    assert len(outputs["19"]["images"]) == 1
+
+
+def test_template_browser_has_the_workflows_and_their_pictures(server):
+    shipped = sorted(workflows.SHIPPED.glob("*.json"))
+    assert sorted(server.get("/workflow_templates")[comfyui.NAME]) == [path.stem for path in shipped]
+    for path in shipped:
+        assert server.get(f"/api/workflow_templates/{comfyui.NAME}/{path.name}") == workflows.read(path)
+        picture = path.with_suffix(".jpg")
+        assert server.get(f"/api/workflow_templates/{comfyui.NAME}/{picture.name}") == picture.read_bytes()
 
 
 def test_native_workflow_is_queued_and_shows_its_picture(page, tmp_path):
-    page.open(with_tiny_text_encoder(browser.read(comfyui.PACK / "workflows/native.json")))
+    page.open(with_tiny_text_encoder(workflows.graph("native")))
     page.clip()  # a node's picture is loaded when the node is seen
     page.page.get_by_test_id("queue-button").click()
     page.page.wait_for_function(SHOWN, timeout=120_000)
@@ -98,7 +153,7 @@ def test_native_workflow_is_queued_and_shows_its_picture(page, tmp_path):
 
 
 def test_help_page_is_shown(page):
-    page.open(browser.read(comfyui.PACK / "workflows/native.json"))
+    page.open(workflows.graph("native"))
     page.show_help("InstantCharacterApply")
     assert "Adds a character to a FLUX.1 MODEL" in page.page.inner_text("body")
     page.page.wait_for_function(HELP_PICTURE, timeout=10_000)
@@ -107,6 +162,28 @@ def test_help_page_is_shown(page):
 def test_translations_are_served(server):
     for language, name in (("en", "InstantCharacter Apply"), ("zh", "InstantCharacter 应用")):
         assert server.get("/i18n")[language]["nodeDefs"]["InstantCharacterApply"]["display_name"] == name
+
+
+def with_subgraph(graph: dict, name: str) -> dict:
+    """The native toy's graph with the subgraph in place of everything between loaders, Encode and Save Image."""
+    blueprint = workflows.read(workflows.PACK / f"subgraphs/{name}.json")
+    toy, encode, save, number = 10, 7, 19, 50
+    outside = {1, 2, 4, 6, toy, encode, save}
+    graph["nodes"] = [node for node in graph["nodes"] if node["id"] in outside]
+    graph["nodes"].append(blueprint["nodes"][0] | {"id": number})
+    links = [link for link in graph["links"] if {link[1], link[3]} <= outside]
+    links += [[100 + i, toy, i, number, i, kind] for i, kind in enumerate(("MODEL", "CLIP", "VAE"))]
+    links += [[103, encode, 0, number, 3, "CHARACTER"], [104, number, 0, save, 0, "IMAGE"]]
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for i, origin, output, target, place, _ in links:
+        nodes[origin]["outputs"][output]["links"] = [link[0] for link in links if link[1:3] == [origin, output]]
+        nodes[target]["inputs"][place]["link"] = i
+    return graph | {
+        "links": links,
+        "last_link_id": 104,
+        "last_node_id": number,
+        "definitions": blueprint["definitions"],
+    }
 
 
 def with_tiny_text_encoder(graph: dict) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import workflows
 
 from instantcharacter.offload import STRATEGIES
 
@@ -405,19 +406,20 @@ def test_lists_leave_out_names_that_are_not_utf8(tmp_path):
 # Workflows
 
 
-GRAPHS = sorted((PACK / "workflows").glob("*.json"))
-API = sorted((PACK / "workflows/api").glob("*.json"))
 NAMED = {
-    "self_contained", "native", "native_gguf_lora", "two_characters", "save_character", "load_character",
-    "background_removal", "earlier_pack", "earlier_pack_local", "toy", "toy_native", "turbo",
+    "self_contained", "native", "gguf_and_style_lora", "two_characters", "save_character", "load_character",
+    "background_removal", "earlier_pack", "earlier_pack_local", "toy_any_machine", "toy_native_any_machine",
+    "turbo_8_steps", "native_refine", "toy_refine_any_machine",
 }  # fmt: skip
 
 
 def test_every_workflow_is_a_graph_and_a_queue_workflow():
-    assert {path.stem for path in GRAPHS} == {path.stem for path in API} == NAMED
+    graphs, prompts = ([path.stem for path in files] for files in (workflows.GRAPHS, workflows.PROMPTS))
+    assert graphs == prompts
+    assert {workflows.name(path) for path in workflows.GRAPHS} == NAMED
 
 
-@pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", workflows.PROMPTS, ids=lambda path: path.stem)
 def test_queue_workflow_fits_the_schemas(nodes, path):
     prompt = json.loads(path.read_text(encoding="utf-8"))
     for node in prompt.values():
@@ -440,11 +442,12 @@ def assert_in_range(value: object, kind: str, settings: dict) -> None:
         assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind])
 
 
-@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", workflows.GRAPHS, ids=lambda path: path.stem)
 def test_graph_equals_its_queue_workflow(nodes, path):
     graph = json.loads(path.read_text(encoding="utf-8"))
     prompt = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
     links = {link[0]: link for link in graph["links"]}
+    graph["nodes"] = [node for node in graph["nodes"] if node["type"] != workflows.NOTE]
     assert {str(node["id"]) for node in graph["nodes"]} == set(prompt)
     for node in graph["nodes"]:
         queued = prompt[str(node["id"])]
@@ -458,7 +461,9 @@ def test_graph_equals_its_queue_workflow(nodes, path):
             assert values == {name: value for name, value in queued["inputs"].items() if name not in expected}
 
 
-@pytest.mark.parametrize("path", [*GRAPHS, *API], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", [*workflows.GRAPHS, *workflows.PROMPTS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_workflow_has_nothing_private_in_it(path):
     text = path.read_text(encoding="utf-8")
     for word in ("hf_", "/root", "/home", "/tmp", "C:\\"):

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 from support import server as comfyui
-from support import tiny_models
+from support import tiny_models, workflows
 from support.server import Failed, Server
 
-API = comfyui.PACK / "workflows/api"
 TINY = {"width": 256, "height": 256, "steps": 3, "num_inference_steps": 3}
 """Settings that every workflow is run with."""
 PREPARE = "InstantCharacterPrepareReference"
@@ -41,8 +40,9 @@ def server(tmp_path_factory) -> Server:
 
 def workflow(name: str, **changes: object) -> dict:
     """An API workflow at a tiny size; ``Node__input=value`` changes an input of every node of that class."""
-    prompt = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    prompt = workflows.prompt(name)
     settings = {key.split("__")[0]: {} for key in changes}
+    side = next((node["inputs"]["width"] for node in prompt.values() if "LatentImage" in node["class_type"]), None)
     for key, value in changes.items():
         node, setting = key.split("__")
         settings[node][setting] = value
@@ -53,6 +53,8 @@ def workflow(name: str, **changes: object) -> dict:
             inputs["width"] = TINY["width"] // 2
         if node["class_type"] == "MaskComposite":
             inputs["x"] = inputs["x"] * TINY["width"] // 1024
+        if node["class_type"] == "PrimitiveInt":
+            inputs["value"] = inputs["value"] * TINY["width"] // side
         inputs |= settings.get(node["class_type"], {})
     return comfyui.with_tiny_text_encoder(prompt)
 
@@ -98,8 +100,8 @@ def moved_away(server: Server, *names: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("self_contained", "native", "turbo", "two_characters", "earlier_pack", "earlier_pack_local", "toy"),
-        "toy_native",
+        *("self_contained", "native", "turbo_8_steps", "two_characters", "earlier_pack", "earlier_pack_local"),
+        *("toy_any_machine", "toy_native_any_machine"),
     ],
 )
 def test_workflow_runs(server, name):
@@ -108,20 +110,38 @@ def test_workflow_runs(server, name):
     assert len(picture.getcolors(2**16)) > 100
 
 
+@pytest.mark.parametrize("name", ["native_refine", "toy_refine_any_machine"])
+def test_refine_changes_the_square_alone(server, name):
+    """Beside the enlarged picture that it starts from."""
+    prompt = workflow(name)
+    enlarged = next(key for key, node in prompt.items() if node["class_type"] == "ImageScaleBy")
+    prompt["90"] = {"class_type": "SaveImage", "inputs": {"images": [enlarged, 0], "filename_prefix": "enlarged"}}
+    refined, before = sorted(shown(server.run(prompt)), key=lambda picture: picture["filename"].startswith("enlarged"))
+    pictures = [Image.open(io.BytesIO(server.picture(picture))).convert("RGB") for picture in (refined, before)]
+    assert pictures[0].size == pictures[1].size == (512, 512)
+    left, top = (node["inputs"]["value"] for node in prompt.values() if node["class_type"] == "PrimitiveInt")
+    changed = ImageChops.difference(*pictures).getbbox()
+    assert changed is not None
+    assert left <= changed[0] < changed[2] <= left + 256
+    assert top <= changed[1] < changed[3] <= top + 256
+
+
 def test_the_toy_lora_changes_the_picture(server):
-    styled = workflow("toy", InstantCharacterFluxLoader__lora="toy")
-    assert generated(server, styled).tobytes() != generated(server, workflow("toy")).tobytes()
+    styled = workflow("toy_any_machine", InstantCharacterFluxLoader__lora="toy")
+    assert generated(server, styled).tobytes() != generated(server, workflow("toy_any_machine")).tobytes()
 
 
 def test_the_turbo_lora_changes_the_picture(server):
-    plain = generated(server, workflow("turbo", LoraLoaderModelOnly__strength_model=0.0))
-    assert generated(server, workflow("turbo")).tobytes() != plain.tobytes()
+    plain = generated(server, workflow("turbo_8_steps", LoraLoaderModelOnly__strength_model=0.0))
+    assert generated(server, workflow("turbo_8_steps")).tobytes() != plain.tobytes()
 
 
 def test_the_samplers_cache_changes_the_picture(server):
     """The toy's, since with random weights no step is predictable."""
-    cached = workflow("toy", InstantCharacterSampler__cache="first_block", InstantCharacterSampler__steps=16)
-    plain = workflow("toy", InstantCharacterSampler__steps=16)
+    cached = workflow(
+        "toy_any_machine", InstantCharacterSampler__cache="first_block", InstantCharacterSampler__steps=16
+    )
+    plain = workflow("toy_any_machine", InstantCharacterSampler__steps=16)
     assert generated(server, cached).tobytes() != generated(server, plain).tobytes()
 
 
@@ -133,7 +153,9 @@ def alive(server: Server, name: str) -> int:
 def test_another_lora_strength_loads_nothing_and_memory_is_freed(server):
     def styled(strength: float) -> dict:
         return workflow(
-            "toy", InstantCharacterFluxLoader__lora="toy", InstantCharacterFluxLoader__lora_strength=strength
+            "toy_any_machine",
+            InstantCharacterFluxLoader__lora="toy",
+            InstantCharacterFluxLoader__lora_strength=strength,
         )
 
     def loaded() -> int:
@@ -160,8 +182,8 @@ def test_another_lora_strength_loads_nothing_and_memory_is_freed(server):
 
 @pytest.mark.skipif(comfyui.gguf_pack() is None, reason="no ComfyUI-GGUF in that ComfyUI")
 def test_gguf_and_lora_workflow_runs_with_the_character(server):
-    whole = generated(server, workflow("native_gguf_lora"))
-    without = generated(server, workflow("native_gguf_lora", InstantCharacterApply__scale=0.0))
+    whole = generated(server, workflow("gguf_and_style_lora"))
+    without = generated(server, workflow("gguf_and_style_lora", InstantCharacterApply__scale=0.0))
     assert whole.size == (256, 256)
     assert whole.tobytes() != without.tobytes()
 
@@ -453,7 +475,7 @@ def break_file(server: Server, path: str, content: bytes) -> str:
             "vae/ae.safetensors",
             "Expected an InstantCharacter adapter",
         ),
-        ("native", "InstantCharacterEncoderLoader", "dinov2", "loras/style_lora.safetensors", "not DINOv2"),
+        ("native", "InstantCharacterEncoderLoader", "dinov2", "loras/ghibli_style.safetensors", "not DINOv2"),
         ("self_contained", "InstantCharacterFluxLoader", "flux", "vae/ae.safetensors", "Expected FLUX.1"),
         ("self_contained", "InstantCharacterFluxLoader", "vae", "unet/flux1-dev.safetensors", "Expected FLUX's VAE"),
     ],

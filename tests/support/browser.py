@@ -74,6 +74,20 @@ class Page:
         self.page.evaluate("(graph) => app.loadGraphData(graph)", graph)
         self.page.wait_for_timeout(1500)
 
+    def set(self, setting: str, value: object) -> None:
+        """Change one of the page's settings."""
+        self.page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [setting, value])
+        self.page.wait_for_timeout(500)
+
+    def add_node(self, words: str) -> None:
+        """Add the first node that the search finds, as a user does it: double click, type, Enter."""
+        self.page.mouse.dblclick(900, 500)
+        self.page.wait_for_timeout(1500)
+        self.page.keyboard.type(words, delay=20)
+        self.page.wait_for_timeout(1500)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_timeout(1500)
+
     def clip(self) -> dict[str, float]:
         """Zoom so that the whole graph is seen; where on the page it is."""
         clip = self.page.evaluate(FIT, {"left": 80, "top": 130, "right": 40})

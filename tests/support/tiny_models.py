@@ -41,7 +41,7 @@ def fill(folder: Path) -> None:
     InstantCharacterPipeline(**{**tiny.tiny_components(), "transformer": transformer}).save_pretrained(
         models / "diffusers/FLUX.1-dev"
     )
-    for name in ("style_lora", "FLUX.1-Turbo-Alpha"):
+    for name in ("ghibli_style", "FLUX.1-Turbo-Alpha"):
         _copy(recorded.LORA, models / f"loras/{name}.safetensors")
     for picture in ("character.png", "owl.png", "monster.png"):
         _copy(Path(__file__).parents[2] / "assets" / picture, folder / "input" / picture)

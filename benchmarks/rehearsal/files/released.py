@@ -27,7 +27,7 @@ def write_models(models: Path, writer: Writer) -> None:
         ("clipvision/dinov2-giant/model", partial(weights.random_state, dinov2_shapes, torch.float32)),
         (SIGLIP_FILE, partial(weights.random_state, siglip_shapes, torch.float16)),
         ("vae/ae", partial(weights.random_state, vae_shapes, torch.float32)),
-        ("loras/style_lora", partial(weights.random_state, lora_shapes, torch.bfloat16)),
+        ("loras/ghibli_style", partial(weights.random_state, lora_shapes, torch.bfloat16)),
     ):
         writer.put(models / f"{path}.safetensors", make)
     writer.put(models / "ipadapter/instantcharacter_ip-adapter.bin", adapter, torch.save)

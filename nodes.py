@@ -10,6 +10,7 @@ from .instantcharacter.comfyui.nodes.deprecated import Generate, LoadModel, Load
 from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader, ToyLoader
 from .instantcharacter.comfyui.nodes.reference import LoadExample, PrepareReference
 from .instantcharacter.comfyui.nodes.sampler import Sampler
+from .instantcharacter.comfyui.nodes.sweep import Sweep
 
 NODES: list[type[io.ComfyNode]] = [
     FluxLoader,
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCharacter,
     LoadCharacter,
     Sampler,
+    Sweep,
     Apply,
     ToyLoader,
 ]

@@ -25,6 +25,7 @@ IDS = [
     "InstantCharacterSaveCharacter",
     "InstantCharacterLoadCharacter",
     "InstantCharacterSampler",
+    "InstantCharacterSweep",
     "InstantCharacterApply",
     "InstantCharacterToy",
 ]

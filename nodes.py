@@ -5,20 +5,24 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .instantcharacter.comfyui.nodes.apply import Apply
-from .instantcharacter.comfyui.nodes.character import Encode, LoadCharacter, PrepareReference, SaveCharacter
+from .instantcharacter.comfyui.nodes.character import Encode, LoadCharacter, SaveCharacter
 from .instantcharacter.comfyui.nodes.deprecated import Generate, LoadModel, LoadModelFromLocal
 from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader, ToyLoader
+from .instantcharacter.comfyui.nodes.reference import LoadExample, PrepareReference
 from .instantcharacter.comfyui.nodes.sampler import Sampler
+from .instantcharacter.comfyui.nodes.sweep import Sweep
 
 NODES: list[type[io.ComfyNode]] = [
     FluxLoader,
     EncoderLoader,
     AdapterLoader,
+    LoadExample,
     PrepareReference,
     Encode,
     SaveCharacter,
     LoadCharacter,
     Sampler,
+    Sweep,
     Apply,
     ToyLoader,
 ]

@@ -55,3 +55,14 @@ def lora(text: str) -> tuple[Path, float]:
         return (Path(path), number(-10, 10)(weight)) if colon else (Path(text), 1.0)
     except ValueError:
         return Path(text), 1.0
+
+
+def axis(text: str) -> tuple[str, tuple[float, ...]]:
+    """A setting and its values from NAME=VALUES, see :func:`~instantcharacter.flux.sweep.parse_values`."""
+    from ..flux.sweep import parse_values
+
+    name, _, values = text.partition("=")
+    try:
+        return name, parse_values(name, values)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error

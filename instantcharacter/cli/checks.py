@@ -41,6 +41,9 @@ def check_generate(options: GenerateOptions) -> None:
         raise ValueError("nobody to draw: give --reference PICTURE or --character FILE")
     if len(options.scale) not in (1, characters):
         raise ValueError(f"{len(options.scale)} --scale for {characters} characters: give one for all, or one each")
+    crossed = [name for name, _ in options.grid]
+    if len(set(crossed)) < len(crossed):
+        raise ValueError(f"--grid names {' '.join(crossed)}: name each setting once, with all its values")
     for path, _ in options.lora:
         if not path.is_file():
             raise FileNotFoundError(f"there is no LoRA file {path}")

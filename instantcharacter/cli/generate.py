@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -45,10 +46,12 @@ def generate(options: GenerateOptions) -> None:
     if options.save_character:
         created[0].save(options.save_character)
         print(f"wrote {options.save_character}")
-    seed = random.getrandbits(32) if options.seed is None else options.seed
-    image = _run_pipeline(load_pipeline(adapter, options), options, [*created, *saved], seed)
-    _write_picture(image, options, seed)
-    print(f"wrote {options.output} (seed {seed})")
+    if options.seed is None:
+        options = replace(options, seed=random.getrandbits(32))
+    run = _run_grid if options.grid else _run_pipeline
+    _write_picture(run(load_pipeline(adapter, options), options, [*created, *saved]), options)
+    seed = "" if "seed" in dict(options.grid) else f" (seed {options.seed})"
+    print(f"wrote {options.output}{seed}")
 
 
 def encode(options: EncodeOptions) -> None:
@@ -87,11 +90,29 @@ def open_references(options: EncodeOptions) -> list[Image.Image]:
     ]
 
 
+def _run_grid(pipeline: InstantCharacterPipeline, options: GenerateOptions, characters: list[Character]) -> Image.Image:
+    """The labelled sheet of all combinations. Each picture is that of its own options, bit for bit."""
+    from ..flux.sweep import cross, describe, labelled_page
+    from .progress import stage_bar
+
+    axes = dict(options.grid)
+    page, corners = labelled_page(axes, options.size)
+    with stage_bar("grid", len(corners)) as start:
+        for corner, settings in zip(corners, cross(axes)):
+            start(describe(settings))
+            values: dict[str, Any] = {**settings}
+            if "scale" in values:
+                values["scale"] = (values["scale"],)  # of all characters
+            page.paste(_run_pipeline(pipeline, replace(options, **values), characters), corner)
+    return page
+
+
 def _run_pipeline(
-    pipeline: InstantCharacterPipeline, options: GenerateOptions, characters: list[Character], seed: int
+    pipeline: InstantCharacterPipeline, options: GenerateOptions, characters: list[Character]
 ) -> Image.Image:
     import torch
 
+    assert options.seed is not None
     width, height = options.size
     result = pipeline(
         options.prompt,
@@ -102,23 +123,25 @@ def _run_pipeline(
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
         cache_threshold=options.cache,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(options.seed),
     )
     return result.images[0]
 
 
-def _write_picture(image: Image.Image, options: GenerateOptions, seed: int) -> None:
+def _write_picture(image: Image.Image, options: GenerateOptions) -> None:
     """Write a PNG that carries its settings as JSON, with file names instead of the user's paths."""
-    settings = {
+    settings: dict[str, Any] = {
         "prompt": options.prompt,
         "scale": options.scale,
         "steps": options.steps,
         "guidance": options.guidance,
         "size": "x".join(map(str, options.size)),
-        "seed": seed,
+        "seed": options.seed,
         "lora": [f"{path.name}:{weight}" for path, weight in options.lora],
         "model": Path(options.model).name,
     }
+    if grid := dict(options.grid):
+        settings = {name: value for name, value in settings.items() if name not in grid} | {"grid": grid}
     if options.cache:
         settings["cache"] = options.cache
     text = PngInfo()

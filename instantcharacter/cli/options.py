@@ -84,6 +84,8 @@ class GenerateOptions(EncodeOptions):
         guidance: FLUX's distilled guidance.
         size: width and height in pixels, multiples of 16.
         seed: of the noise; random if not given.
+        grid: settings to cross and their values, see :mod:`~instantcharacter.flux.sweep`; a picture of one setting if
+            empty.
         lora: paths of LoRAs and their weights.
         model: FLUX.1 as a file, a diffusers folder, a hub id, or ``toy``, which makes the other models toys, too.
         clip_l, t5, vae: the files of FLUX's other parts, where ``model`` is a file.
@@ -102,6 +104,7 @@ class GenerateOptions(EncodeOptions):
     guidance: float = 3.5
     size: tuple[int, int] = SIZE
     seed: int | None = None
+    grid: tuple[tuple[str, tuple[float, ...]], ...] = ()
     lora: tuple[tuple[Path, float], ...] = ()
     model: str = catalog.FLUX
     clip_l: Path | None = None

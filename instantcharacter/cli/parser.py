@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..files import catalog
-from .argument_types import file_name, lora, number, size, whole_number
+from .argument_types import axis, file_name, lora, number, size, whole_number
 from .options import (
     CACHE_THRESHOLD,
     SIZE,
@@ -72,6 +72,9 @@ def _add_generate(commands: Any) -> None:
     add("--guidance", type=number(0, 100), default=3.5, help="FLUX's guidance (3.5)")
     add("--size", type=size, metavar="WxH", help="pixels (1024x1024; with the toy model 256x256)")
     add("--seed", type=whole_number(0, 2**64 - 1), help="the same seed generates the same picture")
+    add("--grid", type=axis, nargs="+", default=[], metavar="NAME=VALUES",
+        help="a labelled sheet of every combination in place of one picture, such as scale=0.6,0.9 guidance=2.5,3.5 "
+        "seed=1,2,3; the last has the columns")  # fmt: skip
     add("--lora", type=lora, action="append", default=[], metavar="FILE:WEIGHT",
         help="a style LoRA; repeat for several")  # fmt: skip
     _add_flux_options(command)

@@ -18,6 +18,8 @@ DOWNLOAD = "download"
 """The choice of a list that uses the usual file, and downloads it if it is missing."""
 OWN_FOLDERS = ("ipadapter", "clipvision", "characters")
 """Model folders that this pack adds to ComfyUI's."""
+BACKGROUND_REMOVAL, BIREFNET = "background_removal", "birefnet.safetensors"
+"""ComfyUI's folder of background removal models, and the usual one."""
 SUFFIXES = {
     "flux": (".safetensors", ".sft", ".gguf"),
     "adapter": (".bin", ".safetensors"),
@@ -127,6 +129,15 @@ def inside_models(typed: str) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(f"{typed!r} is not in ComfyUI's model folders; looked for {inside[0]} and elsewhere")
+
+
+def background_removal_file() -> Path | None:
+    """The background removal model in ComfyUI's folder for them: the usual one, or the first; None if there is none."""
+    if BACKGROUND_REMOVAL not in folder_paths.folder_names_and_paths:  # before ComfyUI had such models
+        return None
+    names = listed(BACKGROUND_REMOVAL)
+    name = min(names, key=lambda name: (Path(name).name != BIREFNET, name), default=None)
+    return Path(folder_paths.get_full_path_or_raise(BACKGROUND_REMOVAL, name)) if name else None
 
 
 def character_file(name: str) -> Path:

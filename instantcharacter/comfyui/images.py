@@ -5,10 +5,12 @@ ComfyUI passes any JSON that a prompt has in place of a link, so that an input m
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -43,6 +45,21 @@ def masks(value: Any, name: str = "mask") -> Tensor:
 def to_image(picture: Any) -> Tensor:
     """A PIL picture as one picture of an IMAGE, [H, W, 3] in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)
+
+
+def load_image(path: Path) -> tuple[Tensor, Tensor]:
+    """A picture from its file as ComfyUI's Load Image gives it.
+
+    Returns:
+        IMAGE, [1, H, W, 3], with the colours that transparent pixels have; and MASK, [1, H, W], white where it is
+        transparent, or 64×64 zeros for a picture without transparency.
+    """
+    with Image.open(path) as picture:
+        image = to_image(picture)[None]
+        if "A" not in picture.getbands():
+            return image, torch.zeros(1, 64, 64)
+        alpha = np.asarray(picture.getchannel("A")).astype(np.float32) / 255
+    return image, 1 - torch.from_numpy(alpha)[None]
 
 
 def _tensor(value: Any, name: str, expected: str) -> Tensor:

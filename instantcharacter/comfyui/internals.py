@@ -6,14 +6,15 @@ ComfyUI documents none of these, and may change them. ``tests/comfyui/inside/tes
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
-from torch import nn
+from torch import Tensor, nn
 
 MANUAL_CAST_DTYPE = "manual_cast_dtype"
 """The MODEL's attribute that the node Model Compute Dtype sets."""
@@ -47,6 +48,18 @@ def free_memory_beside(model: Any, latents_shape: Sequence[int]) -> float:
 def pins_memory() -> bool:
     """Whether ComfyUI may lock host memory in place, which ``--disable-pinned-memory`` forbids."""
     return management.MAX_PINNED_MEMORY > 0
+
+
+def load_background_removal(path: Path) -> Callable[[Tensor], Tensor] | None:
+    """A background removal model from its file: a function from IMAGE to MASK, white for the foreground.
+
+    None for a file that is no such model for ComfyUI. ComfyUI loads the weights onto its device when the function is
+    called, and unloads them for other models.
+    """
+    from comfy.bg_removal_model import load  # ComfyUI's since it has the folder
+
+    model = load(str(path))
+    return model and model.encode_image
 
 
 def query_norms(flux: Any) -> Iterator[nn.Module]:

@@ -26,6 +26,9 @@ TOY_FILES = {
 }
 """Paths in :data:`TOY_FOLDER`, by the names of :data:`FILES`, and a LoRA."""
 
+EXAMPLES = ("character.png", "owl.png", "monster.png")
+"""Pictures of characters that come with the pack, in the folder above :data:`TOY_FOLDER`."""
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -135,3 +138,17 @@ def toy(name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: the toy models come with the pack's repository; clone it")
     return path
+
+
+def example(name: str) -> Path:
+    """The path of a picture that comes with the pack.
+
+    Args:
+        name: one of :data:`EXAMPLES`.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in EXAMPLES:
+        raise ValueError(f"there is no example {name!r}; expected one of {', '.join(EXAMPLES)}")
+    return TOY_FOLDER.parent / name

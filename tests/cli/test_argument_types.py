@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support import recorded
 
-from instantcharacter.cli.argument_types import file_name, lora, number, size, whole_number
+from instantcharacter.cli.argument_types import axis, file_name, lora, number, size, whole_number
 
 
 @pytest.mark.parametrize(("text", "value"), [("64", (64, 64)), ("64x128", (64, 128)), ("1024X768", (1024, 768))])
@@ -33,6 +33,13 @@ def test_lora_is_a_path_and_a_weight(text, value):
     assert lora(text) == value
 
 
+def test_axis_is_a_setting_and_its_values():
+    assert axis("scale=0.6,0.9") == ("scale", (0.6, 0.9))
+    assert axis("seed=7") == ("seed", (7,))
+    with pytest.raises(ArgumentTypeError, match="'steps' cannot be crossed; expected one of scale, guidance, seed"):
+        axis("steps=4,8")
+
+
 def test_numbers_outside_of_their_bounds_are_refused():
     assert number(0, 1)("0.5") == 0.5
     assert whole_number(1, 3)("3") == 3
@@ -57,6 +64,9 @@ def test_unknown_model_file_is_refused_with_the_known_names():
         "--guidance -1",
         "--seed -1",
         "--lora a:nan",
+        "--grid steps=4,8",
+        "--grid scale",
+        "--grid seed=1.5",
         "--fit x",
     ],
 )

@@ -11,6 +11,7 @@ from support.pretended_cuda import PretendedCuda
 
 from instantcharacter import Character, InstantCharacterPipeline
 from instantcharacter.cli.main import main
+from instantcharacter.flux.sweep import cross, labelled_page
 
 
 @pytest.mark.parametrize("settings", [["--offload=stream"], ["--offload=model"], ["--vram=9"]])
@@ -53,6 +54,41 @@ def test_the_cache_changes_the_picture_and_is_among_its_settings(generate):
     (plain, none), (exact, low), (cached, high) = pictures
     assert exact == plain != cached
     assert (none, low, high) == (None, 1e-9, 9)
+
+
+def test_the_grids_pictures_are_the_single_ones_bit_for_bit(generate):
+    axes = {"scale": (0.0, 0.9), "guidance": (1.0, 3.5), "seed": (5, 6)}
+    reference = ("--reference", recorded.PICTURE)
+    status, output = generate(*reference, "--grid", *(f"{name}={a},{b}" for name, (a, b) in axes.items()))
+    assert status == 0
+    page = Image.open(output)
+    page.load()
+    empty, corners = labelled_page(axes, (48, 32))
+    pictures = [page.crop((x, y, x + 48, y + 32)) for x, y in corners]
+    for settings, picture, corner in zip(cross(axes), pictures, corners):
+        _, output = generate(*reference, *(f"--{name}={value}" for name, value in settings.items()))
+        assert Image.open(output).tobytes() == picture.tobytes(), settings
+        empty.paste(picture, corner)
+    assert len({picture.tobytes() for picture in pictures}) == 8
+    assert page.convert("RGB").tobytes() == empty.tobytes()
+
+
+def test_a_grid_carries_its_settings(generate, capsys):
+    _, output = generate("--reference", recorded.PICTURE, "--grid", "scale=0.6,0.9")
+    settings = json.loads(Image.open(output).text["instantcharacter"])
+    assert settings["grid"] == {"scale": [0.6, 0.9]}
+    assert "scale" not in settings
+    assert settings["seed"] == 5
+    assert capsys.readouterr().out.endswith("(seed 5)\n")
+    generate("--reference", recorded.PICTURE, "--grid", "seed=1,2")
+    assert "(seed" not in capsys.readouterr().out
+
+
+def test_a_grid_that_names_a_setting_twice_is_refused(generate, no_models, error_line):
+    status, output = generate("--reference", recorded.PICTURE, "--grid", "scale=0.6", "scale=0.9")
+    assert status == 2
+    assert not output.exists()
+    assert "--grid names scale scale: name each setting once" in error_line()
 
 
 def test_too_little_gpu_memory_is_an_error_with_the_needed_size(generate, error_line):

@@ -20,11 +20,13 @@ IDS = [
     "InstantCharacterFluxLoader",
     "InstantCharacterEncoderLoader",
     "InstantCharacterAdapterLoader",
+    "InstantCharacterExample",
     "InstantCharacterPrepareReference",
     "InstantCharacterEncode",
     "InstantCharacterSaveCharacter",
     "InstantCharacterLoadCharacter",
     "InstantCharacterSampler",
+    "InstantCharacterSweep",
     "InstantCharacterApply",
     "InstantCharacterToy",
 ]
@@ -130,6 +132,16 @@ def test_nodes_of_the_earlier_pack_are_deprecated(nodes, name):
 
 def test_offload_choices_are_the_librarys_strategies(nodes):
     assert inputs(nodes["InstantCharacterFluxLoader"])["offload"][1]["options"] == list(STRATEGIES)
+
+
+def test_a_new_prepare_node_cuts_out_and_an_old_one_keeps_its_choice(nodes):
+    name, settings = inputs(nodes["InstantCharacterPrepareReference"])["fit"]
+    assert (name, settings["options"]) == ("COMBO", ["auto", "pad", "stretch"])
+
+
+def test_examples_are_listed_by_name(nodes):
+    options = inputs(nodes["InstantCharacterExample"])["name"][1]["options"]
+    assert options == ["character.png", "owl.png", "monster.png"]
 
 
 def test_inputs_of_the_earlier_pack_are_in_their_order(nodes):

@@ -1,4 +1,4 @@
-"""The nodes that make a character from a picture, save it and load it."""
+"""The nodes that make a character from a reference picture, save it and load it."""
 
 from __future__ import annotations
 
@@ -10,75 +10,13 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..folders import character_file, listed
-from ..images import images, masks, to_image
+from ..images import to_image
 from ..loading import encode
-from .types import CATEGORY, Adapter, CharacterType, Encoder, fraction_input
+from .types import CATEGORY, Adapter, CharacterType, Encoder
 
 if TYPE_CHECKING:
-    from ...character.image import Keep
-    from ...files.pictures import ResizeMode
     from ...model.character import Character
     from ..hosting import HostedAdapter, HostedCharacter
-
-
-class PrepareReference(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="InstantCharacterPrepareReference",
-            display_name="Prepare Character Reference",
-            category=CATEGORY,
-            description="Cuts the character out onto a white square, for the encoders. The likeness is best if the "
-            "reference shows the whole character, large and alone.",
-            inputs=[
-                io.Image.Input("image", tooltip="The reference picture; in a batch, every picture."),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Where the character is: the mask of Load Image (painted over the character, or of a "
-                    "transparent picture), or of a background removal node. Any size. An empty mask is ignored.",
-                ),
-                fraction_input(
-                    "margin", 0.05, 0.01, "With a mask: white margin, as a fraction of the character's longer side."
-                ),
-                io.Combo.Input(
-                    "fit",
-                    options=["pad", "stretch"],
-                    tooltip="Without a mask: how the picture becomes a square. pad: with white borders. stretch: "
-                    "distorted, as in the reference implementation.",
-                ),
-                io.Combo.Input(
-                    "keep",
-                    options=["auto", "white", "black"],
-                    optional=True,
-                    tooltip="Which side of the mask is the character. auto: white, unless white is transparent or the "
-                    "background around the character. The node shows which side it kept.",
-                ),
-            ],
-            hidden=[io.Hidden.unique_id],
-            outputs=[io.Image.Output(display_name="reference", tooltip="The character on a white square.")],
-        )
-
-    @classmethod
-    def execute(
-        cls, image: torch.Tensor, margin: float, fit: ResizeMode, mask: torch.Tensor | None = None, keep: Keep = "auto"
-    ) -> io.NodeOutput:
-        from ...character.image import prepare_reference
-        from ..progress import show_text
-
-        pictures = images(image)
-        alphas: Any = [None] * len(pictures)
-        if mask is not None:
-            mask = masks(mask)
-            if len(mask) not in (1, len(pictures)):
-                raise ValueError(f"{len(mask)} masks for {len(pictures)} pictures; expected one for all, or one each")
-            alphas = mask.expand(len(pictures), -1, -1)
-        prepared = [prepare_reference(*pair, margin, fit, keep) for pair in zip(pictures, alphas)]
-        side = max(square.width for square, _ in prepared)
-        reference = torch.stack([to_image(square.resize((side, side))) for square, _ in prepared])
-        text = "\n".join(dict.fromkeys(description for _, description in prepared))
-        show_text(cls, text)
-        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (text,)})
 
 
 class Encode(io.ComfyNode):

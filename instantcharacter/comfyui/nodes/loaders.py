@@ -22,10 +22,10 @@ OFFLOAD = ["auto", "none", "model", "stream", "sequential"]
 
 class FluxLoader(io.ComfyNode):
     def __init__(self) -> None:
-        from ..pipeline_cache import shared_pipeline_cache
+        from ..model_cache import shared_cache
 
         super().__init__()
-        self.cache = shared_pipeline_cache()  # ComfyUI keeps the node, and the node keeps the cache
+        self.cache = shared_cache("pipeline")  # ComfyUI keeps the node, and the node keeps the cache
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -127,7 +127,7 @@ class FluxLoader(io.ComfyNode):
         compile: bool = False,
     ) -> io.NodeOutput:
         from ...files.reading import file_states
-        from ..pipeline_cache import shared_pipeline_cache
+        from ..model_cache import shared_cache
         from ..progress import progress
         from ..sampler import HostedPipeline, StyledPipeline
 
@@ -139,7 +139,7 @@ class FluxLoader(io.ComfyNode):
         paths = locate_flux(chosen, progress())
         style = None if lora == NONE else lora_file(lora)
         files = [path and file_states(path) for path in (*paths.values(), style)]
-        hosted = shared_pipeline_cache().get(
+        hosted = shared_cache("pipeline").get(
             (*files, weight_dtype, offload, vram_gb, compile),
             lambda: HostedPipeline(load_flux_pipeline(paths, weight_dtype, style), offload, vram_gb, compile),
         )

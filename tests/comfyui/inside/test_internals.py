@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import comfy.bg_removal_model
 import comfy.model_management as management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from safetensors.torch import save_file
+from support import background_removal
 from support.comfyui_sampling import SIGMAS, sample
 
 from instantcharacter.comfyui import internals
@@ -71,6 +74,25 @@ def test_a_compiled_model_is_known_by_its_options_in_each_call(model):
             assert COMPILE_KEY in on.wrappers[WrappersMP.APPLY_MODEL]
         sample(on, sigmas=SIGMAS[-2:])
     assert seen == [False, True]
+
+
+def test_background_removal_is_comfyuis_own(tmp_path, monkeypatch):
+    """Its file by BiRefNet's key; its masks in the size of the picture; its weights by ComfyUI's memory management."""
+    monkeypatch.setitem(comfy.bg_removal_model.BG_REMOVAL_MODELS, "birefnet", background_removal.RedForeground)
+    background_removal.save(tmp_path / "birefnet.safetensors")
+    find_foreground = internals.load_background_removal(tmp_path / "birefnet.safetensors")
+    picture = torch.zeros(1, 20, 30, 3)
+    picture[:, 5:15, 10:20, 0] = 1
+    mask = find_foreground(picture)
+    assert mask.reshape(mask.shape[0], *mask.shape[-2:]).shape == (1, 20, 30)
+    assert (mask.reshape(20, 30) > 0.5).nonzero().tolist() == [[y, x] for y in range(5, 15) for x in range(10, 20)]
+    models = [loaded.model.model for loaded in internals.loaded_models()]
+    assert any(isinstance(model, background_removal.RedForeground) for model in models)
+
+
+def test_a_file_that_removes_no_background_is_none(tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert internals.load_background_removal(tmp_path / "other.safetensors") is None
 
 
 def test_query_norms_are_those_of_every_block(model):

@@ -1,4 +1,4 @@
-"""The cache of the last pipeline, in a real ComfyUI."""
+"""The cache of the last loaded model, in a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.comfyui_sampling import conditioning
 
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.comfyui.init_image import Prompt
-from instantcharacter.comfyui.pipeline_cache import shared_pipeline_cache
+from instantcharacter.comfyui.model_cache import shared_cache
 from instantcharacter.comfyui.sampler import HostedPipeline
 
 
@@ -21,11 +21,11 @@ def load() -> HostedPipeline:
 
 @pytest.fixture
 def cache():
-    return shared_pipeline_cache()
+    return shared_cache("pipeline")
 
 
 def test_all_nodes_share_one_cache(cache):
-    assert shared_pipeline_cache() is cache
+    assert shared_cache("pipeline") is cache
 
 
 def test_the_same_key_loads_nothing(cache):
@@ -51,12 +51,12 @@ def test_a_failed_load_leaves_no_pipeline(cache):
     with pytest.raises(FileNotFoundError):
         cache.get("missing", lambda: Path("missing").stat())
     assert first() is None
-    assert cache.pipeline is None
+    assert cache.model is None
 
 
 def test_the_pipeline_is_freed_with_the_last_node():
-    cache = shared_pipeline_cache()
+    cache = shared_cache("pipeline")
     pipeline = weakref.ref(cache.get("one", load))
     del cache
     assert pipeline() is None
-    assert shared_pipeline_cache().pipeline is None
+    assert shared_cache("pipeline").model is None

@@ -5,7 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .instantcharacter.comfyui.nodes.apply import Apply
-from .instantcharacter.comfyui.nodes.character import Encode, LoadCharacter, PrepareReference, SaveCharacter
+from .instantcharacter.comfyui.nodes.character import (
+    Encode,
+    LoadCharacter,
+    LoadCharacters,
+    PrepareReference,
+    SaveCharacter,
+)
 from .instantcharacter.comfyui.nodes.deprecated import Generate, LoadModel, LoadModelFromLocal
 from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader, ToyLoader
 from .instantcharacter.comfyui.nodes.sampler import Sampler
@@ -18,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     Encode,
     SaveCharacter,
     LoadCharacter,
+    LoadCharacters,
     Sampler,
     Apply,
     ToyLoader,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files.atomic import atomic_write, check_replaceable
-from ..files.reading import read_safetensors
+from ..files.reading import read_header, read_safetensors
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
+COVER = "ssmd_cover_images"
+"""The metadata that ComfyUI's model library shows a picture from: a JSON list of files in base64."""
 
 
 class Character:
@@ -55,7 +61,7 @@ class Character:
         """
         check_replaceable(path, "a character", is_character)
         with atomic_write(path) as partial:
-            save_file(self._tensors(), partial, {"format": FORMAT, "fingerprint": self.fingerprint})
+            save_file(self._tensors(), partial, self._metadata())
 
     @classmethod
     def load(cls, path: str | Path) -> Character:
@@ -76,6 +82,13 @@ class Character:
         thumbnail = Image.fromarray(tensors["thumbnail"].numpy()) if "thumbnail" in tensors else None
         return cls(fused, metadata["fingerprint"], thumbnail)
 
+    def _metadata(self) -> dict[str, str]:
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        if self.thumbnail is not None:
+            self.thumbnail.convert("RGB").save(cover := BytesIO(), "JPEG", quality=90)
+            metadata[COVER] = json.dumps([base64.b64encode(cover.getvalue()).decode()])
+        return metadata
+
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"fused": self.fused.cpu().contiguous()}
         if self.thumbnail is not None:
@@ -83,10 +96,28 @@ class Character:
         return tensors
 
 
-def is_character(path: str | Path) -> bool:
-    """Whether a file is a character, by its metadata."""
+class Summary(NamedTuple):
+    """What the header of a character's file says: the adapter that made it, and whether it has a thumbnail."""
+
+    fingerprint: str
+    has_thumbnail: bool
+
+
+def summary(path: str | Path) -> Summary | None:
+    """The summary of a character's file, read without its tensors; None if it is another file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+    """
     try:
-        _, metadata = read_safetensors(path, EXPECTED)
+        names, metadata = read_header(path, EXPECTED)
     except ValueError:
-        return False
-    return metadata.get("format") == FORMAT
+        return None
+    if metadata.get("format") != FORMAT or "fingerprint" not in metadata:
+        return None
+    return Summary(metadata["fingerprint"], "thumbnail" in names)
+
+
+def is_character(path: str | Path) -> bool:
+    """Whether a file is a character, by its header."""
+    return summary(path) is not None

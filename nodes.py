@@ -9,6 +9,7 @@ from .instantcharacter.comfyui.nodes.character import (
     Encode,
     LoadCharacter,
     LoadCharacters,
+    MixCharacters,
     PrepareReference,
     SaveCharacter,
 )
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCharacter,
     LoadCharacter,
     LoadCharacters,
+    MixCharacters,
     Sampler,
     Apply,
     ToyLoader,

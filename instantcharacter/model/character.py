@@ -52,6 +52,35 @@ class Character:
         """Whether two characters generate the same pictures."""
         return self.fingerprint == other.fingerprint and torch.equal(self.fused.cpu(), other.fused.cpu())
 
+    def mix(self, other: Character, weight: float) -> Character:
+        """A character between two: the weighted mean of their features, and of their thumbnails.
+
+        On the toy the change is steepest around 0.5, see ``benchmarks/RESULTS.md``.
+
+        Args:
+            other: of the same adapter, and of as many reference pictures.
+            weight: of ``other``, from 0, this character, to 1.
+
+        Raises:
+            ValueError: the characters are of different adapters or numbers of pictures, or the weight is out of range.
+        """
+        if not 0 <= weight <= 1:
+            raise ValueError(f"the weight of the second character is {weight}; expected 0 to 1")
+        if self.fingerprint != other.fingerprint:
+            raise ValueError(
+                f"the characters were made by different adapters, {self.fingerprint} and {other.fingerprint}, and cannot "
+                "be mixed: make one of them again with the other's adapter"
+            )
+        if self.fused.shape != other.fused.shape:
+            raise ValueError(
+                f"the characters have {self.fused.shape[1]} and {other.fused.shape[1]} feature tokens, and cannot be "
+                "mixed: make both of as many reference pictures"
+            )
+        fused = torch.lerp(self.fused, other.fused.to(self.fused), weight)
+        pictures = self.thumbnail, other.thumbnail
+        mixed = Image.blend(*pictures, weight) if all(pictures) else pictures[0] or pictures[1]  # type: ignore[arg-type]
+        return Character(fused, self.fingerprint, mixed)
+
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all. Only a character file is replaced.
 

@@ -24,6 +24,7 @@ IDS = [
     "InstantCharacterSaveCharacter",
     "InstantCharacterLoadCharacter",
     "InstantCharacterLoadCharacters",
+    "InstantCharacterMixCharacters",
     "InstantCharacterSampler",
     "InstantCharacterApply",
     "InstantCharacterToy",

@@ -74,6 +74,11 @@ class Page:
         self.page.evaluate("(graph) => app.loadGraphData(graph)", graph)
         self.page.wait_for_timeout(1500)
 
+    def use_vue_nodes(self, vue: bool) -> None:
+        """Switch between the new design of nodes and the one on a canvas."""
+        self.page.evaluate("(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+        self.page.wait_for_timeout(1000)
+
     def clip(self) -> dict[str, float]:
         """Zoom so that the whole graph is seen; where on the page it is."""
         clip = self.page.evaluate(FIT, {"left": 80, "top": 130, "right": 40})

@@ -161,6 +161,7 @@ function openGallery(node) {
         }),
       );
       if (!characters.length) main.textContent = words.none;
+      if (!dialog.contains(document.activeElement)) filter.focus(); // of a deleted card, it went to the page
     },
   };
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from io import BytesIO
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from support import recorded
 from instantcharacter import Character
 from instantcharacter.comfyui import library
 from instantcharacter.comfyui.folders import character_folders, characters_in
-from instantcharacter.comfyui.hosting import HostedAdapter
-from instantcharacter.comfyui.nodes.character import LoadCharacters
+from instantcharacter.comfyui.hosting import HostedAdapter, HostedCharacter
+from instantcharacter.comfyui.nodes.character import LoadCharacters, MixCharacters
 from instantcharacter.files.pictures import thumbnail
 
 PICTURE = thumbnail(recorded.PICTURE)
@@ -111,8 +110,8 @@ def test_links_out_of_the_folder_are_read_and_never_deleted(models):
     """A list of ComfyUI's follows links, since people link folders of other disks."""
     elsewhere = models.parent / "elsewhere"
     save(elsewhere / "moss.safetensors")
-    os.symlink(elsewhere, models / "linked")
-    os.symlink(models.parent / "outside.safetensors", models / "link.safetensors")
+    (models / "linked").symlink_to(elsewhere)
+    (models / "link.safetensors").symlink_to(models.parent / "outside.safetensors")
     before = files(models.parent)
     for name in ("linked/moss.safetensors", "link.safetensors"):
         assert library.thumbnail(name)
@@ -122,7 +121,7 @@ def test_links_out_of_the_folder_are_read_and_never_deleted(models):
 
 
 def test_folder_of_characters_may_be_a_link_itself(models, tmp_path, monkeypatch):
-    os.symlink(models, tmp_path / "link")
+    (tmp_path / "link").symlink_to(models)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "characters", ([str(tmp_path / "link")], {".safetensors"}))
     library.delete("fox.safetensors")
     assert not (models / "fox.safetensors").exists()
@@ -153,3 +152,10 @@ def test_a_changed_folder_loads_its_characters_anew(models):
     assert LoadCharacters.fingerprint_inputs("friends") == before
     save(models / "friends/new.safetensors")
     assert LoadCharacters.fingerprint_inputs("friends") != before
+
+
+def test_mixed_character_is_between_two(adapter, character, other_character):
+    one, other = (HostedCharacter(each, adapter) for each in (character, other_character))
+    mixed = MixCharacters.execute(one, other, 0.5).result[0]
+    assert mixed.adapter is adapter
+    assert recorded.error(mixed.character.fused, (character.fused + other_character.fused) / 2) < 1e-6

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "instantcharacter").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
 HOST = {
     "aiohttp",
+    "app",
     "comfy",
     "comfy_api",
     "comfy_extras",

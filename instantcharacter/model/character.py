@@ -68,8 +68,8 @@ class Character:
             raise ValueError(f"the weight of the second character is {weight}; expected 0 to 1")
         if self.fingerprint != other.fingerprint:
             raise ValueError(
-                f"the characters were made by different adapters, {self.fingerprint} and {other.fingerprint}, and cannot "
-                "be mixed: make one of them again with the other's adapter"
+                f"the characters were made by different adapters, {self.fingerprint} and {other.fingerprint}, and "
+                "cannot be mixed: make one of them again with the other's adapter"
             )
         if self.fused.shape != other.fused.shape:
             raise ValueError(

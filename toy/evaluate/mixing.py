@@ -103,11 +103,11 @@ class Evaluation:
     def mixes(self, names: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
         """Names and figures of mixes of each character, A, with the next one, B."""
         traits = [shot.traits for shot in self.test.shots]
-        reader, drawn = TraitReader(self.toy, [*zip(traits, _next(traits))]), self.characters(self.test.features)
+        reader, characters = TraitReader(self.toy, [*zip(traits, _next(traits))]), self.characters(self.test.features)
         yield "read rightly", reader.check(random.Random("mixed"))
         for name in names:
             for weight in WEIGHTS:
-                pairs = zip(drawn, _next(drawn))
+                pairs = zip(characters, _next(characters))
                 pictures = self.generate([MIXES[name](a, b, weight) for a, b in pairs])
                 figures = self._likeness(pictures) | reader.read(pictures)
                 yield f"{name} {weight}", figures

@@ -13,7 +13,9 @@ WEB_DIRECTORY = "web"
 async def comfy_entrypoint() -> ComfyExtension:
     """ComfyUI calls it once, when it loads the pack."""
     from .instantcharacter.comfyui.folders import register
+    from .instantcharacter.comfyui.library import register_routes
     from .nodes import InstantCharacterExtension
 
     register()
+    register_routes()
     return InstantCharacterExtension()

@@ -5,7 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .instantcharacter.comfyui.nodes.apply import Apply
-from .instantcharacter.comfyui.nodes.character import Encode, LoadCharacter, SaveCharacter
+from .instantcharacter.comfyui.nodes.character import (
+    Encode,
+    LoadCharacter,
+    LoadCharacters,
+    MixCharacters,
+    SaveCharacter,
+)
 from .instantcharacter.comfyui.nodes.deprecated import Generate, LoadModel, LoadModelFromLocal
 from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader, ToyLoader
 from .instantcharacter.comfyui.nodes.reference import LoadExample, PrepareReference
@@ -21,6 +27,8 @@ NODES: list[type[io.ComfyNode]] = [
     Encode,
     SaveCharacter,
     LoadCharacter,
+    LoadCharacters,
+    MixCharacters,
     Sampler,
     Sweep,
     Apply,

@@ -7,14 +7,21 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from pathlib import Path
 
-from support import browser, tiny_models, workflows
+import torch
+from support import browser, recorded, tiny_models, workflows
 from support import server as comfyui
+
+from instantcharacter import Character
+from instantcharacter.files.pictures import thumbnail
+from toy.world import draw_reference, random_traits
 
 PACK = Path(__file__).parent.parent
 
+CHARACTERS = ("fox", "moss", "owl", "friends/bear", "friends/pip", "friends/tuft", "friends/old/grub")
 SHOWN = ("self_contained", "native", "two_characters")
 NODE = """([type, widgets]) => {
   app.graph.clear();
@@ -29,13 +36,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_models.fill(folder)
-        (folder / "models/characters").mkdir()
-        (folder / "models/characters/fox.safetensors").touch()
+        for name in CHARACTERS:
+            picture = draw_reference(random_traits(random.Random(name), held_out=True))
+            character = Character(torch.zeros(1, 9, 80), recorded.adapter().fingerprint(), thumbnail(picture))
+            character.save(folder / f"models/characters/{name}.safetensors")
         for file in ("clip_l", "t5xxl_fp16"):
             (folder / f"models/text_encoders/{file}.safetensors").touch()
         with comfyui.serving(folder) as server:
             _graphs(server)
             _nodes(server)
+            _gallery(server)
 
 
 def _graphs(server: comfyui.Server) -> None:
@@ -43,6 +53,16 @@ def _graphs(server: comfyui.Server) -> None:
         with browser.opened(server.url) as page:
             page.open(workflows.graph(name))
             page.screenshot(PACK / f"assets/{name}.png", page.clip())
+
+
+def _gallery(server: comfyui.Server) -> None:
+    with browser.opened(server.url) as page:
+        page.page.evaluate(NODE, ["InstantCharacterLoadCharacter", {"name": "fox.safetensors"}])
+        page.page.evaluate("app.graph._nodes[0].widgets.find(widget => widget.name === 'gallery').callback()")
+        dialog = page.page.locator(".instantcharacter-gallery")
+        dialog.locator("article").nth(len(CHARACTERS) - 1).wait_for()
+        page.page.wait_for_timeout(1000)
+        dialog.screenshot(path=PACK / "assets/gallery.png")
 
 
 def _nodes(server: comfyui.Server) -> None:

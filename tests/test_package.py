@@ -21,8 +21,19 @@ from instantcharacter import CharacterEncoder, versions
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "instantcharacter").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
-HOST = {"comfy", "comfy_api", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "server", "utils"}
-"""ComfyUI's own modules."""
+HOST = {
+    "aiohttp",
+    "app",
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfyui_version",
+    "folder_paths",
+    "latent_preview",
+    "server",
+    "utils",
+}
+"""ComfyUI's own modules, and its server's."""
 NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
 """Packages that are imported under another name."""
 WITH_TORCH = {"triton"}

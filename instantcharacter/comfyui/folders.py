@@ -154,6 +154,48 @@ def character_file(name: str) -> Path:
     return path
 
 
+def listed_character(name: str) -> Path:
+    """The path of a character in the list of Load Character.
+
+    Raises:
+        FileNotFoundError: the list has no such name, whatever else is at that path.
+    """
+    path = folder_paths.get_full_path("characters", name) if name in listed("characters") else None
+    if path is None:
+        raise FileNotFoundError(f"{reprlib.repr(name)} is in none of ComfyUI's folders characters: reload the list (R)")
+    return Path(path)
+
+
+def deletable_character(name: str) -> Path:
+    """The path of a listed character to delete: a file of a character inside ComfyUI's folders ``characters``.
+
+    Raises:
+        FileNotFoundError: see :func:`listed_character`.
+        PermissionError: a link leads out of the folders.
+        ValueError: the file is not a character.
+    """
+    from ..model.character import EXPECTED, is_character
+
+    path = listed_character(name)
+    folders = [os.path.realpath(folder) for folder in folder_paths.get_folder_paths("characters")]
+    if not any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in folders):
+        raise PermissionError(f"{name} is a link to a file elsewhere, which is not deleted: delete it there")
+    if not is_character(path):
+        raise ValueError(f"{name} is not deleted, since it is not {EXPECTED}")
+    return path
+
+
+def character_folders() -> list[str]:
+    """The folders of the list of characters, for a list: ``/`` has all of them, every other those below it."""
+    parents = {parent.as_posix() for name in listed("characters") for parent in Path(name).parents}
+    return ["/", *sorted(parents - {"."})]
+
+
+def characters_in(folder: str) -> list[str]:
+    """The names of the listed characters in one of :func:`character_folders` and below it."""
+    return [name for name in listed("characters") if folder == "/" or Path(name).is_relative_to(folder)]
+
+
 def tokenizers() -> tuple[Path, Path]:
     """The folders of CLIP's and T5's tokenizers, which are part of ComfyUI."""
     import comfy

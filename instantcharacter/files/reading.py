@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,15 @@ def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor]
         FileNotFoundError: the file does not exist.
         ValueError: the file is empty, cut off, or of another kind.
     """
-    check_file(path, expected)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            keys = file.keys()
-            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or not a safetensors file ({error}). Expected {expected}.") from error
+    with _opened(path, expected) as file:
+        keys = file.keys()
+        return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+
+
+def read_header(path: str | Path, expected: str) -> tuple[set[str], dict[str, str]]:
+    """The names of a safetensors file's tensors, and its metadata; errors as those of :func:`read_safetensors`."""
+    with _opened(path, expected) as file:
+        return set(file.keys()), file.metadata() or {}
 
 
 def read_pickle(path: str | Path, expected: str) -> Any:
@@ -93,3 +97,14 @@ def refuse_code(folder: str | Path) -> None:
     for path in sorted(Path(folder).glob("*config.json")):
         if code := read_json(path).get("auto_map"):
             raise ValueError(f"{path} names code of its own ({code}), which is not run: take the model as released")
+
+
+@contextmanager
+def _opened(path: str | Path, expected: str) -> Iterator[Any]:
+    """A safetensors file, memory-mapped."""
+    check_file(path, expected)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or not a safetensors file ({error}). Expected {expected}.") from error

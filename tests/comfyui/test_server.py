@@ -7,6 +7,9 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,6 +219,77 @@ def test_saving_another_character_under_a_name_needs_overwrite(server):
     with pytest.raises(Failed, match="another character.*switch overwrite on"):
         server.run(workflow("save_character", **other))
     server.run(workflow("save_character", **other, InstantCharacterSaveCharacter__overwrite=True))
+
+
+# The library of characters
+
+
+def answer(server: Server, method: str, path: str = "", **query: str) -> tuple[int, dict | list | bytes]:
+    """The status of a request to the pack's routes, and what it answers."""
+    fields = urllib.parse.urlencode(query)
+    url = f"{server.url}/api/instantcharacter/characters{path}?{fields}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=60) as response:
+            status, kind, content = response.status, response.headers["Content-Type"], response.read()
+    except urllib.error.HTTPError as error:
+        status, kind, content = error.code, error.headers["Content-Type"], error.read()
+    return status, json.loads(content) if "json" in kind else content
+
+
+def test_saved_characters_are_listed_shown_and_deleted(server):
+    server.run(workflow("save_character", InstantCharacterSaveCharacter__name="shelf/fox"))
+    name = "shelf/fox.safetensors"
+    status, listed = answer(server, "GET")
+    (fox,) = (character for character in listed if character["name"] == name)
+    assert (status, fox["has_thumbnail"]) == (200, True)
+    status, png = answer(server, "GET", "/thumbnail", name=name)
+    assert (status, Image.open(io.BytesIO(png)).size) == (200, (256, 256))
+    native = server.get(f"/api/experiment/models/preview/characters/0/{name}")
+    assert Image.open(io.BytesIO(native)).size == (256, 256)
+    assert answer(server, "DELETE", name=name) == (200, {"deleted": name})
+    assert not (server.folder / "models/characters" / name).exists()
+    assert name not in [character["name"] for character in answer(server, "GET")[1]]
+    listed = server.get("/object_info/InstantCharacterLoadCharacter")["InstantCharacterLoadCharacter"]
+    assert name not in json.dumps(listed)
+
+
+def test_requests_for_other_files_are_refused_with_a_sentence(server):
+    characters = server.folder / "models/characters"
+    characters.mkdir(exist_ok=True)
+    (characters / "notes.safetensors").write_text("my notes")
+    outside = "../ipadapter/instantcharacter_ip-adapter.bin"
+    for name in ("", outside, outside.replace("/", "\\"), str(characters / "notes.safetensors"), "a\0b"):
+        for method, path in (("GET", "/thumbnail"), ("DELETE", "")):
+            status, content = answer(server, method, path, name=name)
+            assert status == 404
+            assert "in none of ComfyUI's folders characters" in content["error"]
+    for method, path in (("GET", "/thumbnail"), ("DELETE", "")):
+        status, content = answer(server, method, path, name="notes.safetensors")
+        assert status == 400
+        assert "character file" in content["error"]
+    assert answer(server, "POST", name="notes.safetensors")[0] == 405
+    assert (characters / "notes.safetensors").read_text() == "my notes"
+    assert (server.folder / "models/ipadapter/instantcharacter_ip-adapter.bin").is_file()
+
+
+def test_every_character_of_a_folder_is_generated(server):
+    for name, picture in (("fox", "character.png"), ("owl", "owl.png")):
+        server.run(
+            workflow("save_character", InstantCharacterSaveCharacter__name=f"pair/{name}", LoadImage__image=picture)
+        )
+    prompt = workflow("load_character")
+    node = only(prompt, "InstantCharacterLoadCharacter")
+    node["class_type"] = "InstantCharacterLoadCharacters"
+    node["inputs"] = {"folder": "pair", "adapter": node["inputs"]["adapter"]}
+    pictures = [server.picture(picture) for picture in shown(server.run(prompt))]
+    assert len(pictures) == 2
+    alone = [
+        workflow("load_character", InstantCharacterLoadCharacter__name=f"pair/{name}.safetensors")
+        for name in ("fox", "owl")
+    ]
+    fox, owl = (Image.open(io.BytesIO(picture)).convert("RGB").tobytes() for picture in pictures)
+    assert [fox, owl] == [generated(server, prompt).tobytes() for prompt in alone]
+    assert fox != owl
 
 
 # Pictures that people have

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import base64
+import json
+from io import BytesIO
+
 import pytest
 import torch
+from PIL import Image, ImageChops
+from safetensors import safe_open
 from safetensors.torch import save_file
 from support import recorded
 
 from instantcharacter import Character, CharacterFeatures
 from instantcharacter.files.pictures import thumbnail
+from instantcharacter.model.character import summary
 
 
 def test_character_is_the_fused_features(adapter):
@@ -34,6 +41,58 @@ def test_thumbnail_is_kept_with_the_character(adapter, tmp_path):
     assert loaded.tobytes() == thumbnail(recorded.PICTURE).tobytes()
     adapter.create_character(features).save(tmp_path / "unknown.safetensors")
     assert Character.load(tmp_path / "unknown.safetensors").thumbnail is None
+
+
+def test_file_has_its_thumbnail_where_comfyui_looks_for_a_cover(character, tmp_path):
+    character.thumbnail = thumbnail(recorded.PICTURE)
+    character.save(tmp_path / "fox.safetensors")
+    with safe_open(tmp_path / "fox.safetensors", "pt") as file:
+        (cover,) = json.loads(file.metadata()["ssmd_cover_images"])
+    picture = Image.open(BytesIO(base64.b64decode(cover)))
+    difference = ImageChops.difference(picture.convert("L"), character.thumbnail.convert("L"))
+    assert sum(difference.histogram()[32:]) < 0.02 * picture.width * picture.height  # a JPEG
+    Character(character.fused, character.fingerprint).save(tmp_path / "unknown.safetensors")
+    with safe_open(tmp_path / "unknown.safetensors", "pt") as file:
+        assert "ssmd_cover_images" not in file.metadata()
+
+
+def test_summary_is_read_from_the_header(adapter, character, tmp_path):
+    character.thumbnail = thumbnail(recorded.PICTURE)
+    character.save(tmp_path / "fox.safetensors")
+    assert summary(tmp_path / "fox.safetensors") == (character.fingerprint, True)
+    Character(character.fused, "0" * 32).save(tmp_path / "unknown.safetensors")
+    assert summary(tmp_path / "unknown.safetensors") == ("0" * 32, False)
+    adapter.save(tmp_path / "adapter.safetensors")
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "text.safetensors").write_text("some text, not tensors")
+    for name in ("adapter", "empty", "text"):
+        assert summary(tmp_path / f"{name}.safetensors") is None
+    with pytest.raises(FileNotFoundError, match="Expected a character file"):
+        summary(tmp_path / "gone.safetensors")
+
+
+def test_mixed_character_is_the_weighted_mean(character):
+    white, black = (Image.new("RGB", (8, 8), colour) for colour in ("white", "black"))
+    other = Character(character.fused + 4, character.fingerprint, black)
+    character.thumbnail = white
+    mixed = character.mix(other, 0.25)
+    assert recorded.error(mixed.fused, character.fused + 1) < 1e-6
+    assert mixed.fingerprint == character.fingerprint
+    assert mixed.thumbnail.getpixel((0, 0)) == (191, 191, 191)
+    assert character.mix(other, 0).is_same(character)
+    assert character.mix(other, 1).is_same(other)
+    other.thumbnail = None
+    assert character.mix(other, 0.25).thumbnail is white
+
+
+def test_only_characters_of_one_adapter_and_size_are_mixed(character):
+    with pytest.raises(ValueError, match="made by different adapters.*cannot be mixed"):
+        character.mix(Character(character.fused, "0" * 32), 0.5)
+    with pytest.raises(ValueError, match="feature tokens, and cannot be mixed"):
+        character.mix(Character(torch.cat([character.fused] * 2, dim=1), character.fingerprint), 0.5)
+    for weight in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="expected 0 to 1"):
+            character.mix(character, weight)
 
 
 def test_character_of_no_picture_is_refused(adapter):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +117,3 @@ def opened(url: str) -> Iterator[Page]:
             yield Page(browser.new_context(viewport={"width": 1800, "height": 1000}).new_page(), url)
         finally:
             browser.close()
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -9,10 +9,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..folders import character_file, listed
+from ..folders import character_file, character_folders, characters_in, listed, listed_character
 from ..images import to_image
 from ..loading import encode
-from .types import CATEGORY, Adapter, CharacterType, Encoder
+from .types import CATEGORY, Adapter, CharacterType, Encoder, fraction_input
 
 if TYPE_CHECKING:
     from ...model.character import Character
@@ -109,6 +109,85 @@ class LoadCharacter(io.ComfyNode):
         character = Character.load(folder_paths.get_full_path_or_raise("characters", name))
         character.check_made_by(adapter.fingerprint)
         return io.NodeOutput(HostedCharacter(character, adapter), ui=thumbnail_preview(character, cls))
+
+
+class LoadCharacters(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InstantCharacterLoadCharacters",
+            display_name="Load Characters",
+            category=CATEGORY,
+            description="Loads all saved characters of a folder, as a list: what follows runs once for each.",
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=character_folders(),
+                    tooltip="A folder in models/characters, with those in it; / is all. Press R to update the list.",
+                ),
+                Adapter.Input(
+                    "adapter", tooltip="From Load Character Adapter. Characters of other adapters are left out."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[
+                CharacterType.Output(
+                    display_name="characters", is_output_list=True, tooltip="For Apply or Sampler, one after the other."
+                ),
+                io.String.Output(
+                    display_name="names", is_output_list=True, tooltip="Their names, for labels and file names."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: Any) -> list[tuple[str, float]]:
+        """ComfyUI runs the node again when a file comes, goes or changes."""
+        return [(name, listed_character(name).stat().st_mtime) for name in characters_in(folder)]
+
+    @classmethod
+    def execute(cls, folder: str, adapter: HostedAdapter) -> io.NodeOutput:
+        from ...model.character import Character, summary
+        from ..hosting import HostedCharacter
+        from ..progress import show_text
+
+        made_by = {name: summary(listed_character(name)) for name in characters_in(folder)}
+        names = [name for name, found in made_by.items() if found and found.fingerprint == adapter.fingerprint]
+        if not names:
+            raise ValueError(
+                f"of the {len(made_by)} files in models/characters, folder {folder}, none is a character of this "
+                f"adapter, {adapter.fingerprint}: save one with Save Character, or choose another folder or adapter"
+            )
+        show_text(cls, f"{len(names)} of {len(made_by)} files are characters of this adapter")
+        characters = [HostedCharacter(Character.load(listed_character(name)), adapter) for name in names]
+        return io.NodeOutput(characters, [Path(name).with_suffix("").as_posix() for name in names])
+
+
+class MixCharacters(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InstantCharacterMixCharacters",
+            display_name="Mix Characters",
+            category=CATEGORY,
+            description="Makes a character between two, with traits and colours of both.",
+            inputs=[
+                CharacterType.Input("character", tooltip="From Encode or Load Character."),
+                CharacterType.Input("other", tooltip="Another one, of the same adapter and as many pictures."),
+                fraction_input(
+                    "weight",
+                    0.5,
+                    0.01,
+                    "Of the other one: 0 is the first, 1 the other. Most changes between 0.4 and 0.6.",
+                ),
+            ],
+            outputs=[CharacterType.Output(display_name="character", tooltip="For Apply, Sampler or Save Character.")],
+        )
+
+    @classmethod
+    def execute(cls, character: HostedCharacter, other: HostedCharacter, weight: float) -> io.NodeOutput:
+        mixed = character.character.mix(other.character, weight)
+        return io.NodeOutput(character._replace(character=mixed), ui=thumbnail_preview(mixed, cls))
 
 
 def thumbnail_preview(character: Character, node: type) -> Any:

@@ -1,0 +1,131 @@
+"""Constant strengths against those that change: ``python -m toy.evaluate.strengths ASSETS``.
+
+The same held-out characters, prompts and noise are generated at each strength, one picture at a time by the pack's
+pipeline, and judged as :mod:`toy.evaluate.measure` does. Right answers are coarse, so two finer figures come with them:
+*likeness*, the similarity of the judge's identities of picture and reference, at most 1, and *prompt*, the probability
+that the judge gives to the wanted action and scene together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterPipeline
+from instantcharacter.model.strength import Scale, Strength
+from toy.device import DEVICE
+from toy.evaluate.measure import BATCH, HeldOut, Toy, random_held_out, right_answers
+from toy.world import ACTIONS, SCENES, SIDE
+
+CONSTANTS: dict[str, Scale] = {str(scale): scale for scale in (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)}
+OVER_TIME = (
+    *((1.2, 0.9, 0.6), (1.5, 1.0, 0.5), (1.4, 0.9, 0.9), (1.0, 1.0, 0.4), (1.2, 1.2, 0.6)),
+    *((0.6, 0.9, 1.2), (0.3, 1.0, 1.0), (0.6, 1.2, 0.6), (1.2, 0.6, 1.2)),
+)
+BY_BLOCKS = ((1.5, 0.7), (1.2, 0.8), (0.8, 1.1), (0.5, 1.2), (2.0, 0.0), (0.0, 1.3))
+"""Factors on 0.9, in double and in single blocks."""
+STRENGTHS: dict[str, Scale] = {
+    **CONSTANTS,
+    **{":".join(map(str, values)): Strength(*values) for values in OVER_TIME},
+    **{f"0.9, double {double}, single {single}": Strength(0.9, 0.9, 0.9, double, single) for double, single in BY_BLOCKS},
+}
+STEPS = 20
+FIGURES = ("identity", "action", "scene", "style", "likeness", "prompt")
+
+
+def evaluate(assets: Path, names: list[str], count: int, steps: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Names and figures of the table's rows.
+
+    ``gain`` is the likeness beyond the constants at an equal ``prompt``, see :func:`gain`, and ``±`` its standard
+    error, picture by picture. Constants come first, and have none.
+    """
+    toy = Toy.load(assets)
+    test = random_held_out(toy, count)
+    adapter = CharacterAdapter.from_file(assets / "adapter.safetensors").to(DEVICE)
+    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_character_adapter(adapter)
+    rows = [CharacterFeatures(*(tensor[i : i + 1] for tensor in test.features)) for i in range(count)]
+    characters = [adapter.create_character(features) for features in rows]
+    constants = []
+    for name in sorted(names, key=lambda name: name not in CONSTANTS):
+        answers = judge(toy, test, generate(pipeline, test, characters, STRENGTHS[name], steps))
+        figures = {question: answers[question].mean().item() for question in FIGURES}
+        if name in CONSTANTS:
+            constants.append(answers)
+        elif len(constants) > 1:
+            gains = gain(answers, constants)
+            figures |= {"gain": gains.mean().item(), "±": gains.std().item() / count**0.5}
+        yield name, figures
+
+
+@torch.no_grad()
+def generate(
+    pipeline: InstantCharacterPipeline, test: HeldOut, characters: list[Character], strength: Scale, steps: int
+) -> Tensor:
+    """The pictures at one strength, [N, 3, 256, 256] from -1 to 1."""
+    pictures = [
+        pipeline(
+            prompt_embeds=test.prompts[i : i + 1],
+            pooled_prompt_embeds=test.pooled[i : i + 1],
+            subject_image=character,
+            subject_scale=strength,
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(i),
+            output_type="pt",
+            return_dict=False,
+        )[0]
+        for i, character in enumerate(characters)
+    ]
+    return torch.cat(pictures) * 2 - 1
+
+
+@torch.no_grad()
+def judge(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, Tensor]:
+    """The :data:`FIGURES` of each picture, [N] on the CPU."""
+    identity, action, scene, _ = (torch.cat(part) for part in zip(*map(toy.judge, pictures.split(BATCH))))
+    answers = right_answers(toy, test, pictures)
+    answers["likeness"] = (identity * test.references).sum(dim=1).cpu()
+    answers["prompt"] = torch.ones(len(pictures))
+    for name, names, logits in (("action", ACTIONS, action), ("scene", SCENES, scene)):
+        wanted = torch.tensor([[*names].index(getattr(shot, name)) for shot in test.shots])
+        answers["prompt"] *= logits.softmax(dim=1).cpu()[torch.arange(len(wanted)), wanted]
+    return answers
+
+
+def gain(answers: dict[str, Tensor], constants: list[dict[str, Tensor]]) -> Tensor:
+    """Each picture's likeness beyond that of constant strengths with the same mean ``prompt``, [N].
+
+    Between two constants both figures are interpolated. A strength whose ``prompt`` is beyond that of all constants is
+    compared with the one nearest to it; where several constants would do, with the most alike.
+    """
+    wanted = answers["prompt"].mean()
+    best: Tensor | None = None
+    for one, other in zip(constants, constants[1:]):
+        low, high = one["prompt"].mean(), other["prompt"].mean()
+        share = ((wanted - low) / (high - low)).clamp(0, 1) if low != high else torch.tensor(0.5)
+        likeness = torch.lerp(one["likeness"], other["likeness"], share)
+        reaches = (low - wanted) * (high - wanted) <= 0
+        if reaches and (best is None or likeness.mean() > best.mean()):
+            best = likeness
+    if best is None:
+        best = min(constants, key=lambda constant: (constant["prompt"].mean() - wanted).abs())["likeness"]
+    return answers["likeness"] - best
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path)
+    parser.add_argument("--strengths", nargs="+", choices=STRENGTHS, default=[*STRENGTHS], metavar="STRENGTH")
+    parser.add_argument("--pictures", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    for name, figures in evaluate(options.assets, options.strengths, options.pictures, options.steps):
+        print(json.dumps({"": name, **{key: round(value, 4) for key, value in figures.items()}}), flush=True)

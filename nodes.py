@@ -9,6 +9,7 @@ from .instantcharacter.comfyui.nodes.character import Encode, LoadCharacter, Pre
 from .instantcharacter.comfyui.nodes.deprecated import Generate, LoadModel, LoadModelFromLocal
 from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader, ToyLoader
 from .instantcharacter.comfyui.nodes.sampler import Sampler
+from .instantcharacter.comfyui.nodes.strength import StrengthNode
 
 NODES: list[type[io.ComfyNode]] = [
     FluxLoader,
@@ -20,6 +21,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadCharacter,
     Sampler,
     Apply,
+    StrengthNode,
     ToyLoader,
 ]
 DEPRECATED_NODES: list[type[io.ComfyNode]] = [LoadModel, LoadModelFromLocal, Generate]

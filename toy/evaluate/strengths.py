@@ -32,7 +32,10 @@ BY_BLOCKS = ((1.5, 0.7), (1.2, 0.8), (0.8, 1.1), (0.5, 1.2), (2.0, 0.0), (0.0, 1
 STRENGTHS: dict[str, Scale] = {
     **CONSTANTS,
     **{":".join(map(str, values)): Strength(*values) for values in OVER_TIME},
-    **{f"0.9, double {double}, single {single}": Strength(0.9, 0.9, 0.9, double, single) for double, single in BY_BLOCKS},
+    **{
+        f"0.9, double {double}, single {single}": Strength(0.9, 0.9, 0.9, double, single)
+        for double, single in BY_BLOCKS
+    },
 }
 STEPS = 20
 FIGURES = ("identity", "action", "scene", "style", "likeness", "prompt")

@@ -39,8 +39,7 @@ def check_generate(options: GenerateOptions) -> None:
     references, characters = len(options.reference), len(options.reference) + len(options.character)
     if not characters:
         raise ValueError("nobody to draw: give --reference PICTURE or --character FILE")
-    if len(options.scale) not in (1, characters):
-        raise ValueError(f"{len(options.scale)} --scale for {characters} characters: give one for all, or one each")
+    options.scales(characters)
     for path, _ in options.lora:
         if not path.is_file():
             raise FileNotFoundError(f"there is no LoRA file {path}")

@@ -63,6 +63,12 @@ def scales_at(scale: Scale, progress: float) -> tuple[float, float]:
     return scale.at(progress) if isinstance(scale, Strength) else (scale, scale)
 
 
+def by_blocks(scale: Scale, double: float, single: float) -> Strength:
+    """A character's strength with other factors in double and in single blocks."""
+    strength = scale if isinstance(scale, Strength) else Strength(scale, scale, scale)
+    return replace(strength, double_blocks=double, single_blocks=single)
+
+
 def has_effect(scale: Scale) -> bool:
     """Whether a character of this strength changes anything."""
     return any(any(scales_at(scale, progress)) for progress in (0, 0.5, 1))

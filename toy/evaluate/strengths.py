@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -111,7 +112,7 @@ def gain(answers: dict[str, Tensor], constants: list[dict[str, Tensor]]) -> Tens
     """
     wanted = answers["prompt"].mean()
     best: Tensor | None = None
-    for one, other in zip(constants, constants[1:]):
+    for one, other in pairwise(constants):
         low, high = one["prompt"].mean(), other["prompt"].mean()
         share = ((wanted - low) / (high - low)).clamp(0, 1) if low != high else torch.tensor(0.5)
         likeness = torch.lerp(one["likeness"], other["likeness"], share)

@@ -71,6 +71,7 @@ def test_another_step_seed_and_strength_compile_nothing_anew(model, adapter, cha
     sample(on(Strength(0.9, 0.9, 0.9, 0.5, 1.5)))
     assert len(graphs) == captured > 0
     falls = sample(on(Strength(1.2, 0.9, 0.6)))
+    assert len(graphs) > captured  # of a strength that lies on the GPU
     captured = len(graphs)
     rises = sample(on(Strength(0.6, 0.9, 1.2, 0.8, 1.1)), seed=5)
     assert len(graphs) == captured

@@ -25,6 +25,7 @@ IDS = [
     "InstantCharacterLoadCharacter",
     "InstantCharacterSampler",
     "InstantCharacterApply",
+    "InstantCharacterStrength",
     "InstantCharacterToy",
 ]
 EARLIER = ["InstantCharacterLoadModel", "InstantCharacterLoadModelFromLocal", "InstantCharacterGenerate"]

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ CONSTANTS: dict[str, Scale] = {str(scale): scale for scale in (0.4, 0.6, 0.7, 0.
 OVER_TIME = (
     *((1.2, 0.9, 0.6), (1.5, 1.0, 0.5), (1.4, 0.9, 0.9), (1.0, 1.0, 0.4), (1.2, 1.2, 0.6)),
     *((0.6, 0.9, 1.2), (0.3, 1.0, 1.0), (0.6, 1.2, 0.6), (1.2, 0.6, 1.2)),
+    *((0.6, 1.4, 0.6), (0.6, 1.2, 0.9), (0.6, 1.2, 1.2), (0.4, 1.4, 0.4), (0.6, 1.5, 0.9), (0.7, 1.3, 0.7)),
 )
 BY_BLOCKS = ((1.5, 0.7), (1.2, 0.8), (0.8, 1.1), (0.5, 1.2), (2.0, 0.0), (0.0, 1.3))
 """Factors on 0.9, in double and in single blocks."""
@@ -39,32 +41,37 @@ STRENGTHS: dict[str, Scale] = {
     },
 }
 STEPS = 20
+SAMPLES = 500
+"""Number of samples for a standard error."""
+Answers: TypeAlias = dict[str, Tensor]
+"""The :data:`FIGURES` of each picture, [N]."""
 FIGURES = ("identity", "action", "scene", "style", "likeness", "prompt")
 
 
-def evaluate(assets: Path, names: list[str], count: int, steps: int) -> Iterator[tuple[str, dict[str, float]]]:
+def evaluate(
+    assets: Path, names: list[str], count: int, steps: int, seed: int = 0
+) -> Iterator[tuple[str, dict[str, float]]]:
     """Names and figures of the table's rows.
 
-    ``gain`` is the likeness beyond the constants at an equal ``prompt``, see :func:`gain`, and ``±`` its standard
-    error, picture by picture. Constants come first, and have none.
+    Constants come first. The gains of the others over them come with their standard errors, see :func:`gain`.
     """
     toy = Toy.load(assets)
-    test = random_held_out(toy, count)
+    test = random_held_out(toy, count, seed)
     adapter = CharacterAdapter.from_file(assets / "adapter.safetensors").to(DEVICE)
     pipeline = InstantCharacterPipeline(**toy.pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.set_character_adapter(adapter)
     rows = [CharacterFeatures(*(tensor[i : i + 1] for tensor in test.features)) for i in range(count)]
     characters = [adapter.create_character(features) for features in rows]
-    constants = []
+    constants: list[Answers] = []
     for name in sorted(names, key=lambda name: name not in CONSTANTS):
         answers = judge(toy, test, generate(pipeline, test, characters, STRENGTHS[name], steps))
         figures = {question: answers[question].mean().item() for question in FIGURES}
         if name in CONSTANTS:
             constants.append(answers)
         elif len(constants) > 1:
-            gains = gain(answers, constants)
-            figures |= {"gain": gains.mean().item(), "±": gains.std().item() / count**0.5}
+            for question in ("identity", "likeness"):
+                figures[f"gain in {question}"], figures[f"± {question}"] = gain(question, answers, constants)
         yield name, figures
 
 
@@ -92,8 +99,8 @@ def generate(
 
 
 @torch.no_grad()
-def judge(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, Tensor]:
-    """The :data:`FIGURES` of each picture, [N] on the CPU."""
+def judge(toy: Toy, test: HeldOut, pictures: Tensor) -> Answers:
+    """The figures of each picture, on the CPU."""
     identity, action, scene, _ = (torch.cat(part) for part in zip(*map(toy.judge, pictures.split(BATCH))))
     answers = right_answers(toy, test, pictures)
     answers["likeness"] = (identity * test.references).sum(dim=1).cpu()
@@ -104,24 +111,23 @@ def judge(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, Tensor]:
     return answers
 
 
-def gain(answers: dict[str, Tensor], constants: list[dict[str, Tensor]]) -> Tensor:
-    """Each picture's likeness beyond that of constant strengths with the same mean ``prompt``, [N].
+def gain(question: str, answers: Answers, constants: Sequence[Answers]) -> tuple[float, float]:
+    """What a strength adds to a figure beyond constants with the same mean ``prompt``, and its standard error.
 
-    Between two constants both figures are interpolated. A strength whose ``prompt`` is beyond that of all constants is
-    compared with the one nearest to it; where several constants would do, with the most alike.
+    Between two constants both figures are interpolated; beyond all of them, the outermost counts. The error is of
+    samples of the same pictures in all rows, drawn again and again.
     """
-    wanted = answers["prompt"].mean()
-    best: Tensor | None = None
-    for one, other in pairwise(constants):
-        low, high = one["prompt"].mean(), other["prompt"].mean()
-        share = ((wanted - low) / (high - low)).clamp(0, 1) if low != high else torch.tensor(0.5)
-        likeness = torch.lerp(one["likeness"], other["likeness"], share)
-        reaches = (low - wanted) * (high - wanted) <= 0
-        if reaches and (best is None or likeness.mean() > best.mean()):
-            best = likeness
-    if best is None:
-        best = min(constants, key=lambda constant: (constant["prompt"].mean() - wanted).abs())["likeness"]
-    return answers["likeness"] - best
+
+    def difference(pictures: Tensor) -> float:
+        means = [
+            [each[figure][pictures].mean().item() for figure in ("prompt", question)] for each in (answers, *constants)
+        ]
+        prompts, figures = zip(*sorted(means[1:]))
+        return means[0][1] - float(np.interp(means[0][0], prompts, figures))
+
+    count, generator = len(answers["prompt"]), torch.Generator().manual_seed(0)
+    samples = torch.randint(count, (SAMPLES, count), generator=generator)
+    return difference(torch.arange(count)), float(np.std([difference(sample) for sample in samples]))
 
 
 if __name__ == "__main__":
@@ -130,6 +136,7 @@ if __name__ == "__main__":
     parser.add_argument("--strengths", nargs="+", choices=STRENGTHS, default=[*STRENGTHS], metavar="STRENGTH")
     parser.add_argument("--pictures", type=int, default=250)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0, help="of the characters and prompts")
     options = parser.parse_args()
-    for name, figures in evaluate(options.assets, options.strengths, options.pictures, options.steps):
+    for name, figures in evaluate(options.assets, options.strengths, options.pictures, options.steps, options.seed):
         print(json.dumps({"": name, **{key: round(value, 4) for key, value in figures.items()}}), flush=True)

@@ -129,7 +129,7 @@ class SamplingState:
         """
         timestep = to_adapter(timestep)
         if self._conditionings:
-            self._noteto_adapter(timestep)
+            self._note_timesteps(timestep)
         now = timestep[:1]
         rows, columns = (-(-side // flux.patch_size) for side in latents.shape[-2:])
         tokens: dict[Character, Tensor] = {}
@@ -200,7 +200,7 @@ class SamplingState:
         if self._one_timestep is not None and not self._one_timestep:
             raise ValueError("InstantCharacter: the pictures of a batch are at different timesteps; sample them apart")
 
-    def _noteto_adapter(self, timestep: Tensor) -> None:
+    def _note_timesteps(self, timestep: Tensor) -> None:
         """Compare the pictures' timesteps on the device; :meth:`check_applied` reads the result."""
         one = (timestep == timestep[0]).all()
         self._one_timestep = one if self._one_timestep is None else self._one_timestep & one

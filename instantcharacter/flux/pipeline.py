@@ -292,9 +292,8 @@ class CharacterPipelineMixin(ModelChangesMixin):
                 steps. 0 computes every step.
 
         Raises:
-            ValueError: a negative threshold or a second cache, an empty list, scales that are not finite, scales or
-                masks that are not one a character, an empty mask, start past end, no adapter or encoder set, or a
-                character of another adapter.
+            ValueError: a negative threshold or a second cache, an empty list or mask, scales that are not finite, scales
+                or masks that are not one a character, start past end, no adapter or encoder, or another's character.
         """
         check_window(subject_start, subject_end)
         if kwargs.get("num_images_per_prompt", 1) is None:  # diffusers allows it, and multiplies by it

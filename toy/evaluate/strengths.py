@@ -30,14 +30,19 @@ OVER_TIME = (
     *((0.6, 0.9, 1.2), (0.3, 1.0, 1.0), (0.6, 1.2, 0.6), (1.2, 0.6, 1.2)),
     *((0.6, 1.4, 0.6), (0.6, 1.2, 0.9), (0.6, 1.2, 1.2), (0.4, 1.4, 0.4), (0.6, 1.5, 0.9), (0.7, 1.3, 0.7)),
 )
-BY_BLOCKS = ((1.5, 0.7), (1.2, 0.8), (0.8, 1.1), (0.5, 1.2), (2.0, 0.0), (0.0, 1.3))
-"""Factors on 0.9, in double and in single blocks."""
+BY_BLOCKS = (
+    *(
+        (0.9, 0.9, 0.9, *factors)
+        for factors in ((1.5, 0.7), (1.2, 0.8), (0.8, 1.1), (0.5, 1.2), (2.0, 0.0), (0.0, 1.3))
+    ),
+    *((0.6, 1.3, 0.9, 0.8, 1.1), (0.6, 1.2, 0.9, 0.5, 1.2)),
+)
 STRENGTHS: dict[str, Scale] = {
     **CONSTANTS,
     **{":".join(map(str, values)): Strength(*values) for values in OVER_TIME},
     **{
-        f"0.9, double {double}, single {single}": Strength(0.9, 0.9, 0.9, double, single)
-        for double, single in BY_BLOCKS
+        f"{start}:{middle}:{end}, double {double}, single {single}": Strength(start, middle, end, double, single)
+        for start, middle, end, double, single in BY_BLOCKS
     },
 }
 STEPS = 20

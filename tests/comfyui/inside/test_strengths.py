@@ -7,6 +7,12 @@ import torch
 from comfy.model_sampling import ModelSamplingFlux
 
 from instantcharacter import Strength
+from instantcharacter.comfyui.hosting import HostedCharacter
+from instantcharacter.comfyui.model_patch import KEY
+from instantcharacter.comfyui.nodes.apply import Apply
+from instantcharacter.comfyui.nodes.sampler import Sampler
+from instantcharacter.comfyui.nodes.strength import StrengthNode
+from instantcharacter.comfyui.sampler import Generated
 from instantcharacter.comfyui.strengths import Strengths, timesteps_at
 
 CPU = torch.device("cpu")
@@ -56,3 +62,27 @@ def test_a_constant_is_exact_and_in_host_memory(scale):
     for each in strengths.at(torch.tensor([400.0])):
         assert each.device == CPU
         assert torch.equal(each, torch.tensor(0.9))
+
+
+class Pipe:
+    """A FLUX_PIPE that saves what it is to generate."""
+
+    def generate(self, *args, **settings) -> Generated:
+        self.settings = settings
+        return Generated(torch.zeros(1, 8, 8, 3), torch.zeros(1, 16, 1, 1))
+
+
+def scales(model, character: HostedCharacter, **inputs) -> list:
+    """The strengths that Apply and Sampler give to a character, of a scale of 0.5."""
+    (patched,) = Apply.execute(model, character, 0.5, 0.0, 1.0, **inputs).args
+    (conditioning,) = patched.get_attachment(KEY)
+    pipe = Pipe()
+    Sampler.execute(pipe, "a fox", "", 1.0, 64, 64, 4, 3.5, 0, 0.5, 0.0, 1.0, 1, 1.0, character, **inputs)
+    return [conditioning.scale, pipe.settings["subject_scale"]]
+
+
+def test_the_nodes_strength_is_a_factor_on_scale_in_both_ways(model, adapter, character):
+    who = HostedCharacter(character, adapter)
+    (strength,) = StrengthNode.execute(0.5, 2.0, 1.0, 0.75, 1.25).args
+    assert scales(model, who, strength=strength) == [Strength(0.25, 1.0, 0.5, 0.75, 1.25)] * 2
+    assert scales(model, who) == [0.5, 0.5]

@@ -10,13 +10,13 @@ from instantcharacter.files import catalog
 from toy.evaluate import strengths
 from toy.evaluate.strengths import gain
 
-NAMES = ["0.6:1.2:0.6", "0.4", "1.2", "0.9, double 0.0, single 1.3"]
+NAMES = ["0.6:1.2:0.6", "0.4", "1.2", "0.9:0.9:0.9, double 0.0, single 1.3"]
 
 
 @pytest.mark.slow
 def test_constants_come_first_and_the_others_have_gains_over_them():
     rows = dict(strengths.evaluate(catalog.TOY_FOLDER, NAMES, count=2, steps=3))
-    assert list(rows) == ["0.4", "1.2", "0.6:1.2:0.6", "0.9, double 0.0, single 1.3"]
+    assert list(rows) == ["0.4", "1.2", "0.6:1.2:0.6", "0.9:0.9:0.9, double 0.0, single 1.3"]
     assert [("gain in likeness" in row) for row in rows.values()] == [False, False, True, True]
     assert len({row["likeness"] for row in rows.values()}) == 4
     assert all(set(strengths.FIGURES) <= set(row) for row in rows.values())
@@ -41,4 +41,4 @@ def test_a_gain_is_beyond_the_constants_with_the_same_prompt(prompt, likeness, e
 def test_names_are_what_the_command_line_takes():
     assert strengths.STRENGTHS["0.9"] == 0.9
     assert strengths.STRENGTHS["1.2:0.9:0.6"] == Strength(1.2, 0.9, 0.6)
-    assert strengths.STRENGTHS["0.9, double 1.5, single 0.7"] == Strength(0.9, 0.9, 0.9, 1.5, 0.7)
+    assert strengths.STRENGTHS["0.9:0.9:0.9, double 1.5, single 0.7"] == Strength(0.9, 0.9, 0.9, 1.5, 0.7)

@@ -285,15 +285,15 @@ class CharacterPipelineMixin(ModelChangesMixin):
             subject_mask: where in the picture the character may be: a picture or array of any size, white there. One
                 for all, or a list with one (or None) for each; everywhere if not given.
             subject_fit: how a reference picture becomes a square: ``"pad"`` with white, or ``"stretch"``.
-            subject_start: fraction of the steps before which the character is left out, 0 to 1.
-            subject_end: fraction of the steps after which it is left out, 0 to 1.
+            subject_start, subject_end: fractions of the steps, 0 to 1, between which the characters take part.
             cache_threshold: above 0, FLUX's blocks after the first are left out of the steps in which their effect can
                 be predicted within about this fraction, see :mod:`.first_block_cache`; 0.12 leaves out about 17 of 28
                 steps. 0 computes every step.
 
         Raises:
-            ValueError: a negative threshold or a second cache, an empty list or mask, scales that are not finite, scales
-                or masks that are not one a character, start past end, no adapter or encoder, or another's character.
+            ValueError: a negative threshold or a second cache, an empty list or mask, scales that are not finite,
+                scales or masks that are not one a character, start past end, no adapter or encoder, or a character of
+                another adapter.
         """
         check_window(subject_start, subject_end)
         if kwargs.get("num_images_per_prompt", 1) is None:  # diffusers allows it, and multiplies by it

@@ -16,6 +16,7 @@ from .instantcharacter.comfyui.nodes.deprecated import Generate, LoadModel, Load
 from .instantcharacter.comfyui.nodes.loaders import AdapterLoader, EncoderLoader, FluxLoader, ToyLoader
 from .instantcharacter.comfyui.nodes.reference import LoadExample, PrepareReference
 from .instantcharacter.comfyui.nodes.sampler import Sampler
+from .instantcharacter.comfyui.nodes.strength import StrengthNode
 from .instantcharacter.comfyui.nodes.sweep import Sweep
 
 NODES: list[type[io.ComfyNode]] = [
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     Sampler,
     Sweep,
     Apply,
+    StrengthNode,
     ToyLoader,
 ]
 DEPRECATED_NODES: list[type[io.ComfyNode]] = [LoadModel, LoadModelFromLocal, Generate]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .model.character import Character
     from .model.config import AdapterConfig
     from .model.features import CharacterFeatures
+    from .model.strength import Strength
 
     __version__: str
 
@@ -31,6 +32,7 @@ _HOME = {
     "InstantCharacterPipeline": "flux.pipeline",
     "InstantCharacterImg2ImgPipeline": "flux.pipeline",
     "InstantCharacterInpaintPipeline": "flux.pipeline",
+    "Strength": "model.strength",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "InstantCharacterImg2ImgPipeline",
     "InstantCharacterInpaintPipeline",
     "InstantCharacterPipeline",
+    "Strength",
 ]
 
 

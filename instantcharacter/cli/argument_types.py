@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files.catalog import FILES
+from ..model.strength import Scale, Strength
 
 
 def file_name(text: str) -> str:
@@ -26,6 +27,16 @@ def number(low: float, high: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def scale(text: str) -> Scale:
+    """A strength from one number, or one that changes from START:MIDDLE:END."""
+    values = text.split(":")
+    if len(values) == 1:
+        return number(-10, 10)(text)
+    if len(values) != 3:
+        raise ArgumentTypeError(f"{text}: expected one number, or START:MIDDLE:END, such as 1.2:0.9:0.6")
+    return Strength(*map(number(0, 10), values))
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

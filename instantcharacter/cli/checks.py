@@ -39,8 +39,7 @@ def check_generate(options: GenerateOptions) -> None:
     references, characters = len(options.reference), len(options.reference) + len(options.character)
     if not characters:
         raise ValueError("nobody to draw: give --reference PICTURE or --character FILE")
-    if len(options.scale) not in (1, characters):
-        raise ValueError(f"{len(options.scale)} --scale for {characters} characters: give one for all, or one each")
+    options.scales(characters)
     crossed = [name for name, _ in options.grid]
     if len(set(crossed)) < len(crossed):
         raise ValueError(f"--grid names {' '.join(crossed)}: name each setting once, with all its values")

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..character.image import cut_out
 from ..files.atomic import atomic_write
 from ..files.pictures import open_picture
+from ..model.strength import Scale, Strength
 from .checks import check_character_output, check_generate, check_sources
 from .options import EncodeOptions, GenerateOptions
 
@@ -117,7 +118,7 @@ def _run_pipeline(
     result = pipeline(
         options.prompt,
         subject_image=characters,
-        subject_scale=options.scale[0] if len(options.scale) == 1 else list(options.scale),
+        subject_scale=options.scales(len(characters)),
         width=width,
         height=height,
         num_inference_steps=options.steps,
@@ -128,11 +129,16 @@ def _run_pipeline(
     return result.images[0]
 
 
+def _scale_setting(scale: Scale) -> float | str:
+    """A strength as ``--scale`` takes it."""
+    return f"{scale.start:g}:{scale.middle:g}:{scale.end:g}" if isinstance(scale, Strength) else scale
+
+
 def _write_picture(image: Image.Image, options: GenerateOptions) -> None:
     """Write a PNG that carries its settings as JSON, with file names instead of the user's paths."""
     settings: dict[str, Any] = {
         "prompt": options.prompt,
-        "scale": options.scale,
+        "scale": [_scale_setting(scale) for scale in options.scale],
         "steps": options.steps,
         "guidance": options.guidance,
         "size": "x".join(map(str, options.size)),
@@ -140,6 +146,8 @@ def _write_picture(image: Image.Image, options: GenerateOptions) -> None:
         "lora": [f"{path.name}:{weight}" for path, weight in options.lora],
         "model": Path(options.model).name,
     }
+    factors = {"scale_double": options.scale_double, "scale_single": options.scale_single}
+    settings |= {name: values for name, values in factors.items() if set(values) != {1}}
     if grid := dict(options.grid):
         settings = {name: value for name, value in settings.items() if name not in grid} | {"grid": grid}
     if options.cache:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..files import catalog
+from ..model.strength import Scale, by_blocks
 
 Strategy = Literal["auto", "none", "model", "stream", "sequential"]
 """As in :mod:`instantcharacter.offload`, which imports torch."""
@@ -80,6 +81,7 @@ class GenerateOptions(EncodeOptions):
         character: paths of character files; these characters follow those of the references.
         save_character: where to write the reference's character.
         scale: the strength of all characters, or of each.
+        scale_double, scale_single: factors on it in FLUX's double and single blocks, for all or for each.
         steps: denoising steps.
         guidance: FLUX's distilled guidance.
         size: width and height in pixels, multiples of 16.
@@ -99,7 +101,9 @@ class GenerateOptions(EncodeOptions):
     prompt: str
     character: tuple[Path, ...] = ()
     save_character: Path | None = None
-    scale: tuple[float, ...] = (0.9,)
+    scale: tuple[Scale, ...] = (0.9,)
+    scale_double: tuple[float, ...] = (1.0,)
+    scale_single: tuple[float, ...] = (1.0,)
     steps: int = 28
     guidance: float = 3.5
     size: tuple[int, int] = SIZE
@@ -120,6 +124,19 @@ class GenerateOptions(EncodeOptions):
     def flux_parts(self) -> dict[str, Path | None]:
         """The files of FLUX's text encoders and VAE by name."""
         return {"clip_l": self.clip_l, "t5": self.t5, "vae": self.vae}
+
+    def scales(self, characters: int) -> list[Scale]:
+        """The strength of each character.
+
+        Raises:
+            ValueError: not one for all or one each, or a negative one with factors for kinds of blocks.
+        """
+        flags = {"scale": self.scale, "scale-double": self.scale_double, "scale-single": self.scale_single}
+        for flag, values in flags.items():
+            if len(values) not in (1, characters):
+                raise ValueError(f"{len(values)} --{flag} for {characters} characters: give one for all, or one each")
+        each = zip(*(values * characters if len(values) == 1 else values for values in flags.values()))
+        return [scale if double == single == 1 else by_blocks(scale, double, single) for scale, double, single in each]
 
     def with_toy_paths(self, everywhere: bool = False) -> GenerateOptions:
         """See :meth:`EncodeOptions.with_toy_paths`; the toy FLUX comes with the other toy models."""

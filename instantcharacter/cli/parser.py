@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..files import catalog
-from .argument_types import axis, file_name, lora, number, size, whole_number
+from .argument_types import axis, file_name, lora, number, scale, size, whole_number
 from .options import (
     CACHE_THRESHOLD,
     SIZE,
@@ -66,8 +66,12 @@ def _add_generate(commands: Any) -> None:
     add("--save-character", type=Path, metavar="FILE", help="save the reference's character")
     add("--prompt", required=True, help="text that describes the picture")
     add("--output", type=Path, required=True, metavar="OUT.png")
-    add("--scale", type=number(-10, 10), nargs="+", default=[0.9],
-        help="strength, 0.6 to 1 (0.9); one for all, or one each, references first")  # fmt: skip
+    add("--scale", type=scale, nargs="+", default=[0.9],
+        help="strength, 0.6 to 1 (0.9), or START:MIDDLE:END of one that changes over the steps; one for all, or one "
+        "each, references first")  # fmt: skip
+    for kind in ("double", "single"):
+        add(f"--scale-{kind}", type=number(0, 10), nargs="+", default=[1.0], metavar="FACTOR",
+            help=f"factor on the scale in FLUX's {kind} blocks (1); one for all, or one each")  # fmt: skip
     add("--steps", type=whole_number(1, 1000), default=28, help="denoising steps (28)")
     add("--guidance", type=number(0, 100), default=3.5, help="FLUX's guidance (3.5)")
     add("--size", type=size, metavar="WxH", help="pixels (1024x1024; with the toy model 256x256)")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..model.character import Character
 from ..model.conditioning import mask_to_tokens
+from ..model.strength import Scale, has_effect
 from .hosting import HostedAdapter
 
 
@@ -18,7 +19,8 @@ class CharacterConditioning:
     Attributes:
         adapter: the adapter that made the character.
         character: the character.
-        scale: strength; 0 leaves the MODEL as it is, 1 is the strength of the adapter's training.
+        scale: strength; 0 leaves the MODEL as it is, 1 is the strength of the adapter's training. One that changes does
+            so over the denoising, whatever start and end are.
         start: fraction of the denoising, as ComfyUI's samplers count it, at which the character begins to act, 0 to 1.
         end: fraction at which it ceases to act, 0 to 1.
         mask: [H, W] or [B, H, W], 1 where in the picture the character may be; None for everywhere.
@@ -29,7 +31,7 @@ class CharacterConditioning:
 
     adapter: HostedAdapter
     character: Character
-    scale: float
+    scale: Scale
     start: float = 0.0
     end: float = 1.0
     mask: Tensor | None = None
@@ -44,4 +46,4 @@ class CharacterConditioning:
     @property
     def has_effect(self) -> bool:
         """Whether the character changes any step."""
-        return self.scale != 0 and self.start < self.end
+        return has_effect(self.scale) and self.start < self.end

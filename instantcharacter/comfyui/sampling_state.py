@@ -21,6 +21,7 @@ from .conditioning import CharacterConditioning
 from .hosting import HostedAdapter, HostedAttention
 from .internals import block_and_image_start, compute_dtype, free_memory_beside, query_norms
 from .regions import Regions
+from .strengths import Strengths, timesteps_at, to_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class SamplingState:
         self._device: torch.device = model.load_device
         self._dtype = compute_dtype(model)
         sampling = model.get_model_object("model_sampling")
-        timesteps = _timesteps(sampling.timestep(sigmas.cpu()))
+        timesteps = to_adapter(sampling.timestep(sigmas.cpu()))
         windows = {each: _timestep_window(sampling, each) for each in conditionings}
         self._windows = {
             each: (low, high)
@@ -62,6 +63,9 @@ class SamplingState:
             if low <= timesteps.max() and timesteps.min() <= high
         }
         self._conditionings = list(self._windows)
+        self._strengths = {
+            each: Strengths(each.scale, sampling, self._device, self._dtype) for each in self._conditionings
+        }
         self._attention = {each.adapter: each.adapter.attention(self._device, self._dtype) for each in self._windows}
         masks = [each.mask for each in self._conditionings]
         self.regions = Regions(masks, noise.shape[-2:], self._device, self._dtype)
@@ -107,6 +111,7 @@ class SamplingState:
                 self._attention[each.adapter].resident,
                 None if each.mask is None else len(each.mask),
                 self._windows[each] != EVERY_TIMESTEP,
+                self._strengths[each].changes,
             )
             for each in self._conditionings
         ]
@@ -122,7 +127,7 @@ class SamplingState:
             timestep: [B] in [0, 1], all equal.
             options: ComfyUI's transformer options.
         """
-        timestep = _timesteps(timestep)
+        timestep = to_adapter(timestep)
         if self._conditionings:
             self._note_timesteps(timestep)
         now = timestep[:1]
@@ -133,7 +138,8 @@ class SamplingState:
             if each.character not in tokens:
                 tokens[each.character] = self._resample(each, now)
             mask = self.regions.token_mask(i, latents.shape, (rows, columns), options.get("uuids", ()))
-            subject = Subject(tokens[each.character], torch.tensor(each.scale), self._in_window(each, now, mask))
+            double, single = self._strengths[each].at(now)
+            subject = Subject(tokens[each.character], double, self._in_window(each, now, mask), single)
             subjects.setdefault(each.adapter, []).append(subject)
         adapters = [
             AdapterState(each, self._attention[adapter], self.key_scales(flux, adapter))
@@ -260,11 +266,11 @@ class StepState:
         block, start = block_and_image_start(extra_options, self.double_blocks)
         image = slice(start, start + self.image_tokens)
         self.blocks_called.add(block)
-        attend = partial(_attend, extra_options)
+        attend, single = partial(_attend, extra_options), block >= self.double_blocks
         for adapter in self.adapters:
             hidden, image_query = attn[:, image], query[:, :, image].transpose(1, 2)
             attention, key_scale = adapter.attention.load(block), adapter.key_scales[block]
-            add_subjects(hidden, image_query, adapter.subjects, attention, key_scale, attend)
+            add_subjects(hidden, image_query, adapter.subjects, attention, key_scale, attend, single)
 
 
 def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -274,15 +280,8 @@ def _attend(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) 
     return optimized_attention(*by_head, query.shape[2], **settings).transpose(1, 2)
 
 
-def _timesteps(timestep: Tensor) -> Tensor:
-    """Timesteps from FLUX's range [0, 1] to the adapter's, [0, 1000]."""
-    return timestep.float() * 1000
-
-
 def _timestep_window(sampling: Any, conditioning: CharacterConditioning) -> tuple[float, float]:
     """The lowest and highest timestep at which a character is active."""
-    percents = (conditioning.end, conditioning.start)
-    sigmas = torch.tensor([sampling.percent_to_sigma(percent) for percent in percents])
-    low, high = _timesteps(sampling.timestep(sigmas)).tolist()
+    low, high = timesteps_at(sampling, (conditioning.end, conditioning.start)).tolist()
     lowest, highest = EVERY_TIMESTEP
     return (low if conditioning.end < 1 else lowest, high if conditioning.start > 0 else highest)

@@ -73,17 +73,19 @@ class CharacterAttnProcessor(nn.Module):
         inputs = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if not subjects:
             return self.inner(attn, *inputs)
-        wrapped = _WrappedAttention(attn, partial(self._add, subjects, image_tokens))
+        wrapped = _WrappedAttention(attn, partial(self._add, subjects, image_tokens, encoder_hidden_states is None))
         out = self.inner(wrapped, *inputs)
         return wrapped.add(out) if encoder_hidden_states is None else out
 
-    def _add(self, subjects: list[Subject], image_tokens: int, hidden_states: Tensor, query: Tensor) -> Tensor:
+    def _add(
+        self, subjects: list[Subject], image_tokens: int, single: bool, hidden_states: Tensor, query: Tensor
+    ) -> Tensor:
         """Add the subjects to the last ``image_tokens`` rows of ``hidden_states`` [B, S, H·D]; query [B, S, H, D]."""
         attend = partial(dispatch_attention_fn, backend=self._attention_backend)
         if torch.is_grad_enabled():  # autograd still needs the attention's own output
             hidden_states = hidden_states.clone()
         image, image_query = hidden_states[:, -image_tokens:], query[:, -image_tokens:]
-        add_subjects(image, image_query, subjects, self.attention, self._block_key_scale(), attend)
+        add_subjects(image, image_query, subjects, self.attention, self._block_key_scale(), attend, single)
         return hidden_states
 
     def _block_key_scale(self) -> Tensor:

@@ -17,6 +17,7 @@ from ..character.tokens import TokenCache
 from ..files.pictures import Picture, ResizeMode, open_picture
 from ..model.adapter import CharacterAdapter
 from ..model.character import Character
+from ..model.strength import Scale, has_effect
 from ..offload.devices import default_device
 from ..offload.offloader import Offloader
 from ..offload.planning import MemoryPlan, Strategy
@@ -266,7 +267,7 @@ class CharacterPipelineMixin(ModelChangesMixin):
         self,
         *args: Any,
         subject_image: SubjectImage = None,
-        subject_scale: float | Sequence[float] = 0.9,
+        subject_scale: Scale | Sequence[Scale] = 0.9,
         subject_mask: SubjectMask = None,
         subject_fit: ResizeMode = "pad",
         subject_start: float = 0.0,
@@ -280,20 +281,19 @@ class CharacterPipelineMixin(ModelChangesMixin):
             subject_image: the character: a picture, a :class:`Character`, or a list of either for several in one
                 picture. Without one this is the plain pipeline.
             subject_scale: the character's strength, about 0.6 to 1; a smaller one leaves more to the prompt, 0 is
-                plain FLUX. One for all, or one for each.
+                plain FLUX; or a :class:`Strength`, which changes over the steps. One for all, or one for each.
             subject_mask: where in the picture the character may be: a picture or array of any size, white there. One
                 for all, or a list with one (or None) for each; everywhere if not given.
             subject_fit: how a reference picture becomes a square: ``"pad"`` with white, or ``"stretch"``.
-            subject_start: fraction of the steps before which the character is left out, 0 to 1.
-            subject_end: fraction of the steps after which it is left out, 0 to 1.
+            subject_start, subject_end: fractions of the steps, 0 to 1, between which the characters take part.
             cache_threshold: above 0, FLUX's blocks after the first are left out of the steps in which their effect can
                 be predicted within about this fraction, see :mod:`.first_block_cache`; 0.12 leaves out about 17 of 28
                 steps. 0 computes every step.
 
         Raises:
-            ValueError: a negative threshold or a second cache, an empty list, scales that are not finite, scales or
-                masks that are not one a character, an empty mask, start past end, no adapter or encoder set, or a
-                character that another adapter made.
+            ValueError: a negative threshold or a second cache, an empty list or mask, scales that are not finite,
+                scales or masks that are not one a character, start past end, no adapter or encoder, or a character of
+                another adapter.
         """
         check_window(subject_start, subject_end)
         if kwargs.get("num_images_per_prompt", 1) is None:  # diffusers allows it, and multiplies by it
@@ -301,7 +301,7 @@ class CharacterPipelineMixin(ModelChangesMixin):
         conditionings = [
             Conditioning(self._character(picture, subject_fit), scale, mask)
             for picture, scale, mask in pair_subjects(subject_image, subject_scale, subject_mask)
-            if scale != 0
+            if has_effect(scale)
         ]
         default_side = self.default_sample_size * self.vae_scale_factor
         window = (subject_start, subject_end)

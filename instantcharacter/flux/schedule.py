@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..files.pictures import Picture, open_mask
 from ..model.character import Character
 from ..model.conditioning import Subject, mask_to_tokens
+from ..model.strength import Scale, Strength, scales_at
 
 SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
 SubjectMask: TypeAlias = "Picture | Sequence[Picture | None] | None"
@@ -26,18 +27,18 @@ class Conditioning(NamedTuple):
 
     Attributes:
         character: the character.
-        scale: its strength.
+        scale: its strength, over the steps of the run.
         mask: where it may be, white on black; None for everywhere.
     """
 
     character: Character
-    scale: float
+    scale: Scale
     mask: Picture | None = None
 
 
 def pair_subjects(
-    subject_image: SubjectImage, subject_scale: float | Sequence[float], subject_mask: SubjectMask
-) -> list[tuple[Picture | Character, float, Picture | None]]:
+    subject_image: SubjectImage, subject_scale: Scale | Sequence[Scale], subject_mask: SubjectMask
+) -> list[tuple[Picture | Character, Scale, Picture | None]]:
     """Each picture or character with its scale and its mask.
 
     Args:
@@ -49,8 +50,8 @@ def pair_subjects(
         ValueError: scales that are not finite, an empty list, or lists of different lengths.
     """
     pictures, scales, masks = as_list(subject_image), as_list(subject_scale), as_list(subject_mask)
-    if not all(math.isfinite(scale) for scale in scales):
-        raise ValueError(f"subject_scale is {subject_scale}; expected finite numbers")
+    if not all(isinstance(scale, Strength) or math.isfinite(scale) for scale in scales):
+        raise ValueError(f"subject_scale is {subject_scale}; expected finite numbers, or a Strength for each")
     if subject_image is None:
         return []
     if not pictures or any(picture is None for picture in pictures):
@@ -102,6 +103,7 @@ def schedule_subjects(
     latents: Tensor,
     img_ids: Tensor,
     tokens_of: TokensOf,
+    first: int = 0,
 ) -> list[list[Subject]]:
     """The subjects of every step.
 
@@ -112,13 +114,16 @@ def schedule_subjects(
         latents: [B, S, 64], FLUX's image tokens, whose device and dtype the subjects get.
         img_ids: their positions, see :func:`token_mask`.
         tokens_of: makes a character's tokens.
+        first: index of the run's first timestep, see :func:`step_window`.
     """
+    count = len(timesteps) - first
     subjects: list[list[Subject]] = [[] for _ in timesteps]
     for character, scale, mask in conditionings:
         where = None if mask is None else token_mask(mask, img_ids).to(latents)
         tokens = tokens_of(character, [timesteps[i] for i in steps], latents.device, latents.dtype)
         for step, step_tokens in zip(steps, tokens, strict=True):
-            subjects[step].append(Subject(step_tokens, torch.tensor(scale), where))
+            double, single = (torch.tensor(each) for each in scales_at(scale, (step - first) / count))
+            subjects[step].append(Subject(step_tokens, double, where, single))
     return subjects
 
 
@@ -148,8 +153,10 @@ def add_conditionings(
         latents = kwargs["hidden_states"]
         if not schedule:
             timesteps = scheduler.timesteps.to(latents.dtype).tolist()
-            steps = step_window(len(timesteps), scheduler.begin_index or 0, *window)
-            schedule.extend(schedule_subjects(conditionings, timesteps, steps, latents, kwargs["img_ids"], tokens_of))
+            first = scheduler.begin_index or 0
+            steps = step_window(len(timesteps), first, *window)
+            inputs = conditionings, timesteps, steps, latents, kwargs["img_ids"], tokens_of
+            schedule.extend(schedule_subjects(*inputs, first))
         joint = dict(kwargs.get("joint_attention_kwargs") or {})
         joint |= {"subjects": schedule[current_step(scheduler)], "image_tokens": latents.shape[1]}
         return args, {**kwargs, "joint_attention_kwargs": joint}

@@ -23,14 +23,20 @@ class Subject:
         tokens: [1, N, C] for the whole batch, or a row for each picture in it. C is resampler_dim + 8 for folded
             attention, token_dim for the adapter's own.
         scale: strength, 1 is the one that the adapter was trained with: a float tensor of one number. It lies in host
-            memory: a GPU kernel takes it as an argument, without a copy, and ``torch.compile`` takes it as an input,
-            where it would compile anew for every value of a Python float.
+            memory if its value is known there: a GPU kernel takes it as an argument, without a copy, and
+            ``torch.compile`` takes it as an input, where it would compile anew for every value of a Python float.
         mask: where in the picture, from :func:`mask_to_tokens`; None for everywhere.
+        single_scale: strength in FLUX's single blocks; None for ``scale``, as in its double blocks.
     """
 
     tokens: Tensor
     scale: Tensor
     mask: Tensor | None = None
+    single_scale: Tensor | None = None
+
+    def scale_in(self, single: bool) -> Tensor:
+        """The strength in a single block, or in a double one."""
+        return self.scale if self.single_scale is None or not single else self.single_scale
 
 
 def add_subjects(
@@ -40,6 +46,7 @@ def add_subjects(
     attention: CharacterAttention,
     key_scale: Tensor,
     attend: Attend = sdpa,
+    single: bool = False,
 ) -> None:
     """Add, in place, the image tokens' attention to each subject.
 
@@ -50,10 +57,11 @@ def add_subjects(
         attention: of this block.
         key_scale: [D], of this block, see :meth:`~.CharacterAttention.key_scale`.
         attend: the attention kernel.
+        single: whether this is one of FLUX's single blocks.
     """
     hidden_states = hidden_states.unflatten(-1, query.shape[-2:])  # a view; the output may lie head by head
     for subject in subjects:
-        output = attention(query, subject.tokens, key_scale, subject.scale, attend)
+        output = attention(query, subject.tokens, key_scale, subject.scale_in(single), attend)
         if subject.mask is None:
             hidden_states.add_(output)
         else:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from support import recorded
 
-from instantcharacter.cli.argument_types import axis, file_name, lora, number, size, whole_number
+from instantcharacter import Strength
+from instantcharacter.cli.argument_types import axis, file_name, lora, number, scale, size, whole_number
 
 
 @pytest.mark.parametrize(("text", "value"), [("64", (64, 64)), ("64x128", (64, 128)), ("1024X768", (1024, 768))])
@@ -40,6 +41,13 @@ def test_axis_is_a_setting_and_its_values():
         axis("steps=4,8")
 
 
+def test_a_scale_is_a_number_or_a_strength_over_the_steps():
+    assert scale("-0.5") == -0.5
+    assert scale("1.2:0.9:0.6") == Strength(1.2, 0.9, 0.6)
+    with pytest.raises(ArgumentTypeError, match=r"1:2: expected one number, or START:MIDDLE:END, such as 1.2:0.9:0.6"):
+        scale("1:2")
+
+
 def test_numbers_outside_of_their_bounds_are_refused():
     assert number(0, 1)("0.5") == 0.5
     assert whole_number(1, 3)("3") == 3
@@ -61,6 +69,12 @@ def test_unknown_model_file_is_refused_with_the_known_names():
         "--size big",
         "--steps 0",
         "--scale nan",
+        "--scale 1:2",
+        "--scale 1:0.9:-0.1",
+        "--scale 1:0.9:nan",
+        "--scale 1::0.9",
+        "--scale-double -1",
+        "--scale-single nan",
         "--guidance -1",
         "--seed -1",
         "--lora a:nan",

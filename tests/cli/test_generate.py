@@ -9,7 +9,7 @@ from support import recorded, tiny
 from support.fp8 import needs_fp8_arithmetic
 from support.pretended_cuda import PretendedCuda
 
-from instantcharacter import Character, InstantCharacterPipeline
+from instantcharacter import Character, InstantCharacterPipeline, Strength
 from instantcharacter.cli.main import main
 from instantcharacter.flux.sweep import cross, labelled_page
 
@@ -112,6 +112,21 @@ def test_generate_writes_a_picture_that_carries_its_settings(generate):
         "lora": [],
         "model": "flux",
     }
+
+
+def test_a_strength_over_steps_and_blocks_is_the_librarys(generate, monkeypatch):
+    scales: list = []
+    call = InstantCharacterPipeline.__call__
+    monkeypatch.setattr(
+        InstantCharacterPipeline,
+        "__call__",
+        lambda self, *args, **settings: scales.append(settings["subject_scale"]) or call(self, *args, **settings),
+    )
+    status, output = generate("--reference", recorded.PICTURE, "--scale", "1.2:0.9:0.6", "--scale-single", 0.8)
+    settings = json.loads(Image.open(output).text["instantcharacter"])
+    assert (status, scales) == (0, [[Strength(1.2, 0.9, 0.6, single_blocks=0.8)]])
+    assert (settings["scale"], settings["scale_single"]) == (["1.2:0.9:0.6"], [0.8])
+    assert "scale_double" not in settings
 
 
 def test_one_number_is_the_size_of_a_square(generate):

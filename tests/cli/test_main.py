@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
         (["--reference", __file__], "is not a picture"),
         (["--character", "gone.safetensors"], "there is no file gone.safetensors"),
         (["--reference", recorded.PICTURE, "--scale", "0.5", "0.6"], "2 --scale for 1 characters"),
+        (["--reference", recorded.PICTURE, "--scale=-1", "--scale-single=2"], "strength's start is -1.0; expected"),
         (
             ["--reference", recorded.PICTURE, "--mask", recorded.PICTURE, "--mask", "b.png"],
             "2 --mask for 1 --reference",

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from instantcharacter import offload
+from instantcharacter import Strength, offload
 from instantcharacter.cli.options import (
     CACHE_THRESHOLD,
     SIZE,
@@ -39,6 +39,20 @@ def test_repeated_options_become_tuples():
     assert options.reference == ("a.png", "b.png")
     assert options.scale == (0.5, 0.9)
     assert options.lora == ((Path("a"), 0.5), (Path("b"), 1.0))
+
+
+def test_each_character_has_its_strength_over_steps_and_blocks():
+    options = parse([*GENERATE, "--scale", "0.5", "1.2:0.9:0.6", "--scale-double", "1", "0.8"])
+    assert options.scales(2) == [0.5, Strength(1.2, 0.9, 0.6, double_blocks=0.8)]
+    assert parse([*GENERATE, "--scale-single=1.1"]).scales(2) == [Strength(0.9, 0.9, 0.9, 1, 1.1)] * 2
+    assert parse(GENERATE).scales(3) == [0.9] * 3
+
+
+@pytest.mark.parametrize("flag", ["scale", "scale-double", "scale-single"])
+def test_a_strength_for_all_or_one_each(flag):
+    options = parse([*GENERATE, f"--{flag}", "0.5", "0.6"])
+    with pytest.raises(ValueError, match=f"2 --{flag} for 3 characters: give one for all, or one each"):
+        options.scales(3)
 
 
 def test_toy_model_has_its_own_size_unless_one_is_given():

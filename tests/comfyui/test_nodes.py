@@ -30,6 +30,7 @@ IDS = [
     "InstantCharacterSampler",
     "InstantCharacterSweep",
     "InstantCharacterApply",
+    "InstantCharacterStrength",
     "InstantCharacterToy",
 ]
 EARLIER = ["InstantCharacterLoadModel", "InstantCharacterLoadModelFromLocal", "InstantCharacterGenerate"]

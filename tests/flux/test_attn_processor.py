@@ -33,6 +33,35 @@ def test_training_gives_gradients_to_the_adapters_norms(adapter):
             assert norm.scale.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("double", "single", "expected"),
+    [
+        (0.9, 0.9, [True, True, True, True]),
+        (0.0, 0.9, [False, False, True, True]),
+        (0.9, 0.0, [True, True, False, False]),
+        (0.0, None, [False, False, False, False]),
+    ],
+)
+def test_double_and_single_blocks_have_their_own_scales(adapter, double, single, expected):
+    """A block with a scale of 0 returns what FLUX's own does."""
+    transformer = recorded.transformer()
+    attach(transformer, adapter)
+    tokens = torch.randn(2, 16, adapter.config.resampler_dim + 8)
+    subject = Subject(tokens, torch.tensor(double), single_scale=None if single is None else torch.tensor(single))
+    changed = []
+
+    def compare(block, args, kwargs, ours):
+        theirs = block.forward(*args, **{**kwargs, "joint_attention_kwargs": {}})
+        changed.append(not all(map(torch.equal, ours, theirs)))
+
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.register_forward_hook(compare, with_kwargs=True)
+    joint = {"subjects": [subject], "image_tokens": 24}
+    with torch.no_grad():
+        transformer(**recorded.transformer_inputs(), joint_attention_kwargs=joint)
+    assert changed == expected
+
+
 def test_attached_names_the_adapter_until_it_is_detached(adapter):
     transformer = recorded.transformer()
     assert attached(transformer) is None

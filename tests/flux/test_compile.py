@@ -11,7 +11,7 @@ from support import recorded
 from support.recorded import error
 from torch._dynamo.utils import counters
 
-from instantcharacter import Character
+from instantcharacter import Character, Strength
 from instantcharacter.flux.compile import CompiledForward
 
 can_trace = pytest.mark.skipif(
@@ -50,6 +50,7 @@ def test_nothing_is_compiled_for_another_prompt_scale_character_or_seed(pipeline
     generate(pipeline, subject_image=other, subject_scale=0.4)
     generate(pipeline, subject_image=character, subject_scale=1.3, prompt_embeds=settings["prompt_embeds"] + 1)
     generate(pipeline, subject_image=other, latents=settings["latents"].flip(0) * 0.9)
+    generate(pipeline, subject_image=character, subject_scale=Strength(1.2, 0.9, 0.6, 0.8, 1.1))
     assert counters["stats"]["unique_graphs"] == graphs
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import combinations
 
 import diffusers
 import numpy as np
@@ -20,6 +21,7 @@ from instantcharacter import (
     InstantCharacterImg2ImgPipeline,
     InstantCharacterInpaintPipeline,
     InstantCharacterPipeline,
+    Strength,
 )
 from instantcharacter.flux.attn_processor import attach
 from instantcharacter.model.conditioning import Subject, add_subjects, mask_to_tokens
@@ -129,6 +131,24 @@ def test_each_character_has_its_own_scale(pipeline, character, other_character):
     all_alike = generate(pipeline, subject_image=both, subject_scale=0.7)
     assert torch.equal(all_alike, generate(pipeline, subject_image=both, subject_scale=[0.7, 0.7]))
     assert error(all_alike, one) > 1e-2
+
+
+def test_a_strength_that_does_not_change_is_a_scale(pipeline, character):
+    constant, scale = (
+        generate(pipeline, subject_image=character, subject_scale=each) for each in (Strength(0.9, 0.9, 0.9), 0.9)
+    )
+    assert torch.equal(constant, scale)
+
+
+def test_a_strength_changes_the_picture_over_the_steps_and_by_blocks(pipeline, character, plain):
+    strengths = (0.9, Strength(1.2, 0.9, 0.6), Strength(0.9, 0.9, 0.9, 1.5, 0.5), Strength(0.9, 0.9, 0.9, 0.5, 1.5))
+    pictures = [plain, *(generate(pipeline, subject_image=character, subject_scale=each) for each in strengths)]
+    for one, other in combinations(pictures, 2):
+        assert error(one, other) > 1e-3
+
+
+def test_a_strength_of_zero_is_plain_flux(pipeline, character, plain):
+    assert torch.equal(generate(pipeline, subject_image=character, subject_scale=Strength(0, 0, 0)), plain)
 
 
 def half(side: str) -> torch.Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from instantcharacter import Character
+from instantcharacter import Character, Strength
 from instantcharacter.flux.latents import img_ids
 from instantcharacter.flux.schedule import (
     Conditioning,
@@ -31,6 +31,8 @@ def test_one_scale_and_mask_are_for_all_characters():
     assert pair_subjects((FOX, HARE), (0.1, 0.2), ["left", None]) == [(FOX, 0.1, "left"), (HARE, 0.2, None)]
     assert pair_subjects(FOX, 1, "left") == [(FOX, 1, "left")]
     assert pair_subjects(None, 0.9, None) == []
+    falls = Strength(1.2, 0.9, 0.6)
+    assert pair_subjects([FOX, HARE], [falls, 0.5], None) == [(FOX, falls, None), (HARE, 0.5, None)]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,21 @@ def test_each_step_has_the_tokens_of_its_timestep():
     assert [subject.scale.item() for subject in subjects[2]] == [0.5, 0.25]
     assert [subject.mask is None for subject in subjects[2]] == [True, False]
     assert {subject.tokens.dtype for subject in subjects[1]} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("first", "steps"), [(0, [0, 2, 3]), (2, [2, 3])])
+def test_a_strength_runs_from_the_runs_first_step(first, steps):
+    """A run that starts from a picture leaves out the timesteps before; a window does not move the strength."""
+    latents, timesteps = torch.zeros(1, 8, 64), [90.0, 60.0, 30.0, 10.0]
+    both = [Conditioning(FOX, Strength(1.25, 1.0, 0.5, single_blocks=2)), Conditioning(HARE, 0.9)]
+    subjects = schedule_subjects(both, timesteps, steps, latents, IDS, tokens_of, first)
+    double, single = (
+        {step: scale_in(subjects[step][0]) for step in steps}
+        for scale_in in (lambda each: each.scale.item(), lambda each: each.scale_in(single=True).item())
+    )
+    assert double == ({0: 1.25, 2: 1.0, 3: 0.75} if first == 0 else {2: 1.25, 3: 1.0})
+    assert single == {step: 2 * scale for step, scale in double.items()}
+    assert all(torch.equal(subjects[step][1].scale, torch.tensor(0.9)) for step in steps)
 
 
 class Scheduler:

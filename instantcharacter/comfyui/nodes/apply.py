@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from .types import CATEGORY, CharacterType, fraction_input, scale_input
+from .types import CATEGORY, CharacterType, fraction_input, scale_input, strength_input
 
 if TYPE_CHECKING:
+    from ...model.strength import Strength
     from ..hosting import HostedCharacter
 
 
@@ -42,6 +43,7 @@ class Apply(io.ComfyNode):
                     tooltip="White where the character may be in the picture. Any size: it is stretched over the "
                     "picture. One mask, or one for each picture of a batch.",
                 ),
+                strength_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For KSampler, or for another Apply.")],
         )
@@ -55,13 +57,15 @@ class Apply(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         mask: torch.Tensor | None = None,
+        strength: Strength | None = None,
     ) -> io.NodeOutput:
         from ..conditioning import CharacterConditioning
         from ..images import masks
         from ..model_patch import apply
 
         region = None if mask is None else masks(mask)
+        over_time = scale if strength is None else strength * scale
         conditioning = CharacterConditioning(
-            character.adapter, character.character, scale, start_percent, end_percent, region
+            character.adapter, character.character, over_time, start_percent, end_percent, region
         )
         return io.NodeOutput(apply(model, conditioning))

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 import torch
 from comfy_api.latest import io
 
-from .types import CATEGORY, CharacterType, FluxPipe, fraction_input, prompt_input, scale_input, seed_input
+from .types import (
+    CATEGORY,
+    CharacterType,
+    FluxPipe,
+    fraction_input,
+    prompt_input,
+    scale_input,
+    seed_input,
+    strength_input,
+)
 
 if TYPE_CHECKING:
+    from ...model.strength import Strength
     from ..hosting import HostedCharacter
     from ..sampler import StyledPipeline
 
@@ -93,6 +103,7 @@ class Sampler(io.ComfyNode):
                     "be predicted, in the toy world more than half of 28: a slightly different picture in less time. "
                     "Few steps, 4 or 8, are all computed.",
                 ),
+                strength_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The generated pictures."),
@@ -123,6 +134,7 @@ class Sampler(io.ComfyNode):
         image: torch.Tensor | None = None,
         latent: dict | None = None,
         cache: str = "none",
+        strength: Strength | None = None,
     ) -> io.NodeOutput:
         from ...flux.first_block_cache import THRESHOLD
         from ..init_image import Prompt, init_from_inputs
@@ -138,7 +150,7 @@ class Sampler(io.ComfyNode):
             init_from_inputs(image, latent, denoise),
             batch_size=batch_size,
             guidance_scale=guidance,
-            subject_scale=scale,
+            subject_scale=scale if strength is None else strength * scale,
             subject_start=start,
             subject_end=end,
             cache_threshold=0.0 if cache == "none" else THRESHOLD,

@@ -12,6 +12,7 @@ FluxPipe = io.Custom("FLUX_PIPE")
 Encoder = io.Custom("CHARACTER_ENCODER")
 Adapter = io.Custom("CHARACTER_ADAPTER")
 CharacterType = io.Custom("CHARACTER")
+StrengthType = io.Custom("CHARACTER_STRENGTH")
 
 
 def prompt_input(tooltip: str, dynamic: bool | None = None) -> io.String.Input:
@@ -39,3 +40,12 @@ def scale_input(name: str, tooltip: str) -> io.Float.Input:
 def fraction_input(name: str, default: float, step: float, tooltip: str) -> io.Float.Input:
     """A number from 0 to 1."""
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=step, tooltip=tooltip)
+
+
+def strength_input() -> io.Custom.Input:
+    """A character's strength over time and blocks; several nodes take it."""
+    return StrengthType.Input(
+        "strength",
+        optional=True,
+        tooltip="From InstantCharacter Strength: changes scale over the steps, or between FLUX's kinds of blocks.",
+    )

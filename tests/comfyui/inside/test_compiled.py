@@ -10,6 +10,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from support.comfyui_sampling import sample
 
+from instantcharacter import Strength
 from instantcharacter.comfyui.conditioning import CharacterConditioning
 from instantcharacter.comfyui.model_patch import apply
 
@@ -51,6 +52,8 @@ def test_graphs_of_one_set_of_characters_do_not_serve_another(model, adapter, ch
         on(model, mask=left),
         on(model, end=0.5),
         on(model, scale=0.4),
+        on(model, scale=Strength(1.2, 0.9, 0.6)),
+        on(model, scale=Strength(0.9, 0.9, 0.9, 0.5, 1.5)),
         model,
     ]
     for case in cases:
@@ -65,7 +68,14 @@ def test_another_step_seed_and_strength_compile_nothing_anew(model, adapter, cha
     captured = len(graphs)
     sample(on(0.9), seed=5)
     sample(on(0.4))
+    sample(on(Strength(0.9, 0.9, 0.9, 0.5, 1.5)))
     assert len(graphs) == captured > 0
+    falls = sample(on(Strength(1.2, 0.9, 0.6)))
+    assert len(graphs) > captured  # of a strength that lies on the GPU
+    captured = len(graphs)
+    rises = sample(on(Strength(0.6, 0.9, 1.2, 0.8, 1.1)), seed=5)
+    assert len(graphs) == captured
+    assert not torch.equal(falls, rises)
 
 
 def test_apply_before_and_after_compiling_is_the_same(model, adapter, character, compiled):

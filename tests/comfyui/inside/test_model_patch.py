@@ -16,7 +16,7 @@ from support.comfyui_sampling import COLUMNS, ROWS, SIGMAS, conditioning, sample
 from support.pretended_cuda import PretendedCuda
 from support.recorded import error
 
-from instantcharacter import InstantCharacterPipeline
+from instantcharacter import InstantCharacterPipeline, Strength
 from instantcharacter.comfyui import hosting, sampling_state
 from instantcharacter.comfyui.conditioning import CharacterConditioning
 from instantcharacter.comfyui.hosting import HostedAdapter, HostedAttention
@@ -138,6 +138,42 @@ def test_true_cfg_equals_the_library(patch, reference, character):
 
 def test_scale_zero_is_plain_flux(model, patch):
     assert torch.equal(sample(patch(scale=0.0)), sample(model))
+
+
+@pytest.mark.parametrize(
+    "strength", [Strength(1.2, 0.9, 0.6), Strength(0.9, 0.9, 0.9, 0.5, 1.5), Strength(0.3, 1.0, 0.5, 1.2, 0.8)]
+)
+def test_a_strength_over_time_and_blocks_equals_the_library(model, patch, reference, character, strength):
+    """At timesteps that are fractions of the denoising as ComfyUI counts it; the library counts steps."""
+    sampling = model.get_model_object("model_sampling")
+    sigmas = torch.tensor([sampling.percent_to_sigma(i / 4) for i in range(5)])
+    theirs = generate(reference, subject_image=character, subject_scale=strength, sigmas=sigmas[:-1].tolist())
+    ours = sample(patch(scale=strength), sigmas=sigmas)
+    assert error(ours, theirs) < 1e-5
+    assert error(ours, sample(patch(), sigmas=sigmas)) > 1e-3
+
+
+def test_a_strength_that_does_not_change_is_a_scale(patch):
+    assert torch.equal(sample(patch(scale=Strength(0.9, 0.9, 0.9))), sample(patch()))
+
+
+def test_each_character_has_its_own_strength(model, patch, adapter, character, reference, other_character):
+    strengths = [Strength(1.2, 0.9, 0.6), 0.7]
+    sampling = model.get_model_object("model_sampling")
+    sigmas = torch.tensor([sampling.percent_to_sigma(i / 4) for i in range(5)])
+    twice = apply(patch(scale=strengths[0]), CharacterConditioning(adapter, other_character, strengths[1]))
+    both = {"subject_image": [character, other_character], "subject_scale": strengths}
+    assert error(sample(twice, sigmas=sigmas), generate(reference, **both, sigmas=sigmas[:-1].tolist())) < 1e-5
+
+
+def test_a_strength_goes_on_where_a_sampling_in_two_parts_goes_on(patch):
+    """As with two KSampler (Advanced), or SplitSigmas."""
+    falls = patch(scale=Strength(1.2, 0.9, 0.6))
+    first = sample(falls, sigmas=SIGMAS[:3])
+    euler = comfy.samplers.sampler_object("euler")
+    noise, rest = torch.zeros_like(first), SIGMAS[2:]
+    second = comfy.sample.sample_custom(falls, noise, 1.0, euler, rest, conditioning(), [], first, disable_pbar=True)
+    assert error(second, sample(falls)) < 1e-5
 
 
 def test_start_and_end_count_as_comfyui_does(model, patch):
@@ -379,8 +415,8 @@ def test_a_window_that_the_schedule_does_not_reach_costs_nothing(model, patch, r
     assert not resampled
 
 
-@pytest.mark.parametrize("window", [{}, {"start": 0.2, "end": 0.8}])
-def test_no_call_of_flux_but_the_first_waits_for_the_gpu(patch, window):
+@pytest.mark.parametrize("changes", [{}, {"start": 0.2, "end": 0.8}, {"scale": Strength(1.2, 0.9, 0.6, 0.8, 1.1)}])
+def test_no_call_of_flux_but_the_first_waits_for_the_gpu(patch, changes):
     gpu, waits = PretendedCuda.current if torch.cuda.is_available() else None, []
 
     def counting(executor, *args, **kwargs):
@@ -389,7 +425,7 @@ def test_no_call_of_flux_but_the_first_waits_for_the_gpu(patch, window):
         waits.append((len(gpu.waits) if gpu else 0) - before)
         return out
 
-    patched = patch(**window)
+    patched = patch(**changes)
     wrappers = patched.wrappers[WrappersMP.DIFFUSION_MODEL]
     patched.wrappers[WrappersMP.DIFFUSION_MODEL] = {"counting": [counting], **wrappers}
     sample(patched, "dpm_2")

@@ -15,7 +15,7 @@ from support.recorded import error
 from torch.nn import functional
 
 import nodes
-from instantcharacter import CharacterEncoder, InstantCharacterPipeline
+from instantcharacter import CharacterEncoder, InstantCharacterPipeline, Strength
 from instantcharacter.comfyui.conditioning import CharacterConditioning
 from instantcharacter.comfyui.hosting import to_patcher
 from instantcharacter.comfyui.images import to_image
@@ -98,15 +98,16 @@ def test_a_words_weight_changes_the_embeddings(clip):
     assert error(weighted, plain) > 1e-3
 
 
-def test_ksampler_generates_the_librarys_picture_of_a_character(model, clip, vae, library, character):
+@pytest.mark.parametrize("scale", [0.9, Strength(1.4, 0.9, 0.5, 0.8, 1.1)])
+def test_ksampler_generates_the_librarys_picture_of_a_character(model, clip, vae, library, character, scale):
     library.set_character_adapter(character.adapter.adapter)
     noise = torch.randn(1, 8, 32, 32, generator=torch.manual_seed(7))
     (tokens,) = library(
         PROMPT, height=256, width=256, num_inference_steps=STEPS, guidance_scale=3.5, latents=pack(noise),
-        subject_image=character.character, subject_scale=0.9, output_type="latent", return_dict=False,
+        subject_image=character.character, subject_scale=scale, output_type="latent", return_dict=False,
     )  # fmt: skip
     theirs = ToyLatents().process_out(unpack(tokens, 16, 16))
-    with_character = apply(model, CharacterConditioning(character.adapter, character.character, 0.9))
+    with_character = apply(model, CharacterConditioning(character.adapter, character.character, scale))
     ours = sample(with_character, clip)
     assert ours.shape == theirs.shape
     assert error(ours, theirs) < 2e-3

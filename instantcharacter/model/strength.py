@@ -1,0 +1,74 @@
+"""A character's strength that changes over a sampling, and that differs between FLUX's two kinds of blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A strength for each step and kind of block, in place of one number.
+
+    Over the sampling it runs in straight lines from ``start`` through ``middle`` to ``end``; a step has the strength of
+    its beginning, so that the last one of n steps is 1/n short of the end. Early steps decide on the layout, late ones
+    on details.
+
+    Attributes:
+        start: strength at the beginning; 1 is the one that the adapter was trained with.
+        middle: strength half-way.
+        end: strength at the end.
+        double_blocks: factor in FLUX's double blocks, 19 in FLUX.1, which come first.
+        single_blocks: factor in its single blocks, 38.
+
+    Raises:
+        ValueError: a value that is negative or not finite.
+    """
+
+    start: float
+    middle: float
+    end: float
+    double_blocks: float = 1.0
+    single_blocks: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:  # false for NaN
+                raise ValueError(f"the strength's {field.name} is {value}; expected a finite number of at least 0")
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is the same at all steps."""
+        return self.start == self.middle == self.end
+
+    def at(self, progress: float) -> tuple[float, float]:
+        """The strengths in double and in single blocks at a fraction of the sampling, 0 to 1."""
+        before, after, half = (self.start, self.middle, 0) if progress < 0.5 else (self.middle, self.end, 1)
+        now = before + (after - before) * (2 * progress - half)
+        return now * self.double_blocks, now * self.single_blocks
+
+    def __mul__(self, factor: float) -> Strength:
+        """The strength, multiplied at all steps."""
+        return replace(self, start=self.start * factor, middle=self.middle * factor, end=self.end * factor)
+
+
+Scale: TypeAlias = "float | Strength"
+"""A character's strength: one number, or one that changes."""
+
+
+def scales_at(scale: Scale, progress: float) -> tuple[float, float]:
+    """A character's strengths in double and in single blocks at a fraction of the sampling, 0 to 1."""
+    return scale.at(progress) if isinstance(scale, Strength) else (scale, scale)
+
+
+def by_blocks(scale: Scale, double: float, single: float) -> Strength:
+    """A character's strength with other factors in double and in single blocks."""
+    strength = scale if isinstance(scale, Strength) else Strength(scale, scale, scale)
+    return replace(strength, double_blocks=double, single_blocks=single)
+
+
+def has_effect(scale: Scale) -> bool:
+    """Whether a character of this strength changes anything."""
+    return any(any(scales_at(scale, progress)) for progress in (0, 0.5, 1))

@@ -128,7 +128,8 @@ def gain(question: str, answers: Answers, constants: Sequence[Answers]) -> tuple
             [each[figure][pictures].mean().item() for figure in ("prompt", question)] for each in (answers, *constants)
         ]
         prompts, figures = zip(*sorted(means[1:]))
-        return means[0][1] - float(np.interp(means[0][0], prompts, figures))
+        best = np.maximum.accumulate(figures[::-1])[::-1]  # a constant that loses on both does not count
+        return means[0][1] - float(np.interp(means[0][0], prompts, best))
 
     count, generator = len(answers["prompt"]), torch.Generator().manual_seed(0)
     samples = torch.randint(count, (SAMPLES, count), generator=generator)

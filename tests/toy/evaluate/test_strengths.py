@@ -38,6 +38,12 @@ def test_a_gain_is_beyond_the_constants_with_the_same_prompt(prompt, likeness, e
     assert error < 0.02
 
 
+def test_a_constant_that_loses_on_both_does_not_count():
+    constants = [answers(0.96, 0.7), answers(0.97, 0.75), answers(0.9, 0.78)]
+    for prompt in (0.96, 0.965, 0.97):
+        assert gain("likeness", answers(prompt, 0.76), constants)[0] == pytest.approx(0.01, abs=1e-6)
+
+
 def test_names_are_what_the_command_line_takes():
     assert strengths.STRENGTHS["0.9"] == 0.9
     assert strengths.STRENGTHS["1.2:0.9:0.6"] == Strength(1.2, 0.9, 0.6)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI               # 1024×1024, bfloat16
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --gib 24 12   # on cards of 24 and 12 GiB
-    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --fast        # in fp8, compiled, and both
+    python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --fast        # in fp8, compiled, and both: 10 minutes
     python -m benchmarks.comfyui --comfyui ~/comfy/ComfyUI --tiny        # the same code at a tiny size on a CPU
 
 ComfyUI's sampling as KSampler calls it, plain and with InstantCharacter Apply in turn. A card of 24 GiB is a real
@@ -23,6 +23,8 @@ from typing import Any
 from benchmarks.card import card
 
 GIB = 2**30
+STORAGE = ("bf16", "fp8_e4m3fn_fast")
+"""Load Diffusion Model's dtypes."""
 
 
 def main() -> None:
@@ -31,20 +33,24 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny size, on the CPU")
     parser.add_argument("--static", action="store_true", help="without dynamic VRAM, ComfyUI's default on NVIDIA")
     parser.add_argument("--gib", type=int, nargs="*", default=[0, 24, 16, 12], help="cards, 0 for the whole one")
-    parser.add_argument("--fast", action="store_true", help="with fp8_e4m3fn_fast, TorchCompileModel and both")
+    parser.add_argument(
+        "--fast", nargs="*", choices=STORAGE, help="as it is and with TorchCompileModel, in these weights (all)"
+    )
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1, help="pictures at once")
     options = parser.parse_args()
     sys.argv = ["comfyui", *(["--cpu", "--use-pytorch-cross-attention"] if options.tiny else [])]
     sys.path.insert(0, str(options.comfyui))
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    if not (options.tiny or options.static or options.fast):  # TorchCompileModel turns it off by itself
+    fast = options.fast is not None
+    if not (options.tiny or options.static or fast):  # TorchCompileModel turns it off by itself
         enable_dynamic_vram()
-    if options.fast:
-        measure_fast(options.tiny, options.steps)
+    if fast:
+        measure_fast(options.fast or list(STORAGE), options.tiny, options.steps)
     else:
-        measure([0] if options.tiny else options.gib, options.tiny, options.steps)
+        measure([0] if options.tiny else options.gib, options.tiny, options.steps, options.batch)
 
 
 def enable_dynamic_vram() -> None:
@@ -80,8 +86,8 @@ def with_a_character(model: Any, adapter: Any) -> Any:
     return apply(model, CharacterConditioning(hosted, make_character(adapter, hosted), 0.9))
 
 
-def measure(cards: list[int], tiny: bool, steps: int) -> None:
-    """Steps on cards of these GiB, 0 for the whole one."""
+def measure(cards: list[int], tiny: bool, steps: int, batch: int) -> None:
+    """Steps of so many pictures at once on cards of these GiB, 0 for the whole one."""
     import comfy.model_management as management
 
     print_versions(tiny)
@@ -95,41 +101,44 @@ def measure(cards: list[int], tiny: bool, steps: int) -> None:
         management.unload_all_models()
         management.soft_empty_cache()
         with card(gib, Path(sys.executable)) if gib else nullcontext():
-            print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {compare(model, patched, steps, tiny)}", flush=True)
+            line = compare(model, patched, steps, tiny, batch)
+        print(f"{f'{gib} GiB' if gib else 'whole card':>10s}: {line}", flush=True)
 
 
-def measure_fast(tiny: bool, steps: int) -> None:
-    """Steps on the whole card in fp8 arithmetic, compiled, and both, and how far one step's result is off."""
+def measure_fast(names: list[str], tiny: bool, steps: int) -> None:
+    """Steps on the whole card in these weights, as they are and compiled, and how far one step is off the first."""
     import comfy.model_management as management
     import torch
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
     print_versions(tiny)
     fp8 = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True}
-    exact = None
-    for name, storage in (("bf16", {}), ("fp8_e4m3fn_fast", fp8)):
+    exact: list[Any] = []
+    for name in names:
         torch.manual_seed(0)
-        model, adapter = build(tiny, storage)
+        model, adapter = build(tiny, fp8 if name != "bf16" else {})
         patched = with_a_character(model, adapter)
         for compiled in (False, True):
             both = [
                 TorchCompileModel.execute(each, "inductor").args[0] if compiled else each for each in (model, patched)
             ]
             line = compare(*both, steps, tiny)
-            latents = sample(both[1], 1, tiny)[2]
-            exact = latents if exact is None else exact
-            off = ((latents - exact).norm() / exact.norm()).item()
-            print(f"{name + ', compiled' * compiled:>26s}: {line}; one step is {off:.1e} off bf16", flush=True)
+            latents = [sample(each, 1, tiny)[2] for each in both]
+            exact = exact or latents
+            off = " and ".join(f"{(one - other).norm() / other.norm():.1e}" for one, other in zip(latents, exact))
+            print(
+                f"{name + ', compiled' * compiled:>26s}: {line}; one step of each is {off} off {names[0]}", flush=True
+            )
         del model, patched, both
         management.unload_all_models()
 
 
-def compare(model: Any, patched: Any, steps: int, tiny: bool) -> str:
+def compare(model: Any, patched: Any, steps: int, tiny: bool, batch: int = 1) -> str:
     """A line: steps of both MODELs, in turn."""
     times: dict[str, list[float]] = {"plain": [], "character": []}
     peaks = {}
     for on, which in ((model, "plain"), (patched, "character")) * 3:
-        seconds, peaks[which], _ = sample(on, steps, tiny)
+        seconds, peaks[which], _ = sample(on, steps, tiny, batch)
         times[which] += seconds
     plain, ours = (statistics.median(times[which]) for which in ("plain", "character"))
     return (
@@ -193,7 +202,7 @@ def make_character(adapter: Any, hosted: Any) -> Any:
     return Character(torch.randn(1, tokens, width).to(weight), hosted.fingerprint)
 
 
-def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float, Any]:
+def sample(model: Any, steps: int, tiny: bool, batch: int = 1) -> tuple[list[float], float, Any]:
     """Seconds of every step but the first, the peak of the GPU's memory in GiB, and the latents."""
     import comfy.sample
     import comfy.samplers
@@ -202,7 +211,7 @@ def sample(model: Any, steps: int, tiny: bool) -> tuple[list[float], float, Any]
     flux = model.model.diffusion_model.params
     side = 16 if tiny else 128
     random = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, 16, side, side, generator=random)
+    noise = torch.randn(batch, 16, side, side, generator=random)
     pooled = {"pooled_output": torch.randn(1, flux.vec_in_dim, generator=random), "guidance": 3.5}
     positive = [[torch.randn(1, 16 if tiny else 512, flux.context_in_dim, generator=random), pooled]]
     sigmas = torch.linspace(1, 0, steps + 1)

@@ -26,6 +26,9 @@ MULTIPLE = 16
 """What GPUs multiply in 8 bits has rows and columns in multiples of this number."""
 WIDEST = 2**16
 """The widest row that the kernel takes, which has a row in registers at once."""
+WIDE = 8192
+"""Rows from this width on are rounded by the kernel in compiled code too: torch's compiler would compute what comes
+before twice, for the largest number and for the rounding."""
 _kernel: Callable[[Tensor, float, float], tuple[Tensor, Tensor]] | None = None
 """Rounds rows in one pass, once :func:`find_kernel` has found that it runs."""
 
@@ -142,13 +145,30 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [M, K] in e4m3 and [M, 1] in float32; their product is about ``rows``.
     """
-    compiled = torch.compiler.is_compiling()  # the operations are one kernel then, too
-    if _kernel and rows.is_cuda and not compiled and rows.shape[-1] <= WIDEST:
-        return _kernel(rows, LARGEST, SMALLEST_SCALE)
+    if _kernel and rows.is_cuda and rows.shape[-1] <= WIDEST:
+        if not torch.compiler.is_compiling():
+            return _kernel(rows, LARGEST, SMALLEST_SCALE)
+        if rows.shape[-1] >= WIDE:
+            return _run_kernel(rows)
     largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
     scale = (largest / LARGEST).clamp(min=SMALLEST_SCALE).bfloat16().float()
     quantized = torch.empty_like(rows, dtype=FP8, memory_format=torch.contiguous_format)
     return torch.div(rows, scale, out=quantized), scale
+
+
+@torch.library.custom_op("instantcharacter::quantize_rows", mutates_args=())
+def _run_kernel(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel as an operation that torch's compiler calls, and does not look into."""
+    if _kernel is None:
+        raise RuntimeError("the kernel that rounds rows has not been found: call find_kernel first")
+    return _kernel(rows, LARGEST, SMALLEST_SCALE)
+
+
+@_run_kernel.register_fake
+def _describe_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rows, dtype=FP8, memory_format=torch.contiguous_format), rows.new_empty(
+        len(rows), 1, dtype=torch.float32
+    )
 
 
 def scaled_product(rows: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class HostWeights:
             begin, data = self.size, tensor.data
             self._slices.append(_Slice(begin, begin + data.nbytes, data.dtype, data.shape))
             self.size = begin + -(-data.nbytes // ALIGNMENT) * ALIGNMENT
-        self._memory = torch.empty(self.size, dtype=torch.uint8)
+        self._memory = allocate(self.size)
         if pinned:
             pin(self._memory)
         for tensor, view in zip(tensors, self._views(self._memory)):
@@ -93,6 +94,14 @@ class _Slice(NamedTuple):
     end: int
     dtype: torch.dtype
     shape: torch.Size
+
+
+def allocate(size: int) -> Tensor:
+    """Bytes of host memory in pages of their own, which the system has again as soon as they are freed.
+
+    The C library keeps freed pieces of up to 32 MB, as blocks are, for itself: gigabytes after a model is unloaded.
+    """
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
 
 
 def pin(memory: Tensor) -> None:

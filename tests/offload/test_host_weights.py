@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 from support.pretended_cuda import PretendedCuda
 from torch import nn
 
-from instantcharacter.offload.host_weights import ALIGNMENT, HostWeights, HostWeightsCache, pin
+from instantcharacter.offload.host_weights import ALIGNMENT, HostWeights, HostWeightsCache, allocate, pin
+
+ROOT = Path(__file__).parents[2]
 
 
 def tensors(module: nn.Module) -> list[torch.Tensor]:
@@ -48,8 +54,35 @@ def test_the_cache_gives_the_same_host_memory_until_tensors_or_pinning_change():
 
 def test_pinned_memory_is_unlocked_when_it_is_freed():
     with PretendedCuda() as card:
-        memory = torch.empty(1000, dtype=torch.uint8)
+        memory = allocate(1000)
         pin(memory)
         assert card.registered
         del memory
         assert not card.registered
+
+
+def test_freed_weights_are_the_systems_again():
+    """In another process, whose C library has not yet freed anything of this size."""
+    program = """
+import psutil, torch
+from torch import nn
+from instantcharacter.offload.host_weights import ALIGNMENT, HostWeights, HostWeightsCache, allocate, pin
+
+def own() -> int:
+    return psutil.Process().memory_info().rss
+
+torch.ones(30 * 2**18), own()  # from now on, the C library keeps freed pieces of up to 30 MB
+before, kept, weights = own(), [], []
+for _ in range(100):
+    layer = nn.Linear(512, 512)
+    weights.append(HostWeights([layer.weight], pinned=False))
+    kept.append(bytes(50_000))  # what others allocate meanwhile
+held = own()
+del layer
+weights.clear()
+print(held - before, own() - before)
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    held, left = map(int, answer.stdout.split())
+    assert held > 100 * 2**20
+    assert left < 0.4 * held

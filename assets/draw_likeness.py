@@ -2,36 +2,58 @@
 
     python -m assets.draw_likeness
 
-Each row changes one thing; words and noise of a row stay. It takes a minute of two CPU cores.
+Words and noise are the same in all pictures. It takes a minute of two CPU cores.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from assets.draw_templates import QUALITY, enlarged, generate
+from assets.draw_templates import enlarged, generate, quarters
+from instantcharacter import InstantCharacterPipeline
 from instantcharacter.cli.demo import toy_pipeline
 from toy.evaluate.likeness import alone, busy, cut, head, jumping, small, waving
 from toy.world import MONSTER
 
 PATH = Path(__file__).parent.parent / "web/docs/images/not_alike.jpg"
+WORDS, SEED = "a picture of a character waving on a beach", 4
+SCALES, ENDS = (0.2, 0.6, 0.9, 1.2), (0.3, 0.5, 0.8, 1.0)
+QUALITY = 80
 CELL, GAP, LINE = 190, 8, 22
 """Pixels of a picture's side, between pictures, and of a title's height."""
-Row = list[tuple[str, Image.Image]]
+Row: TypeAlias = list[tuple[str, Image.Image]]
 """Titles and pictures."""
 
 
 def main() -> None:
     pipe = toy_pipeline()
-    encoder, adapter = pipe.character_encoder, pipe.character_adapter
+    whole = alone(MONSTER)
+    references = {
+        "whole, large, alone": [whole],
+        "small": [small(MONSTER)],
+        "the upper half": [head(MONSTER)],
+        "busy ground": [busy(MONSTER)],
+        "the same, cut out": [cut(MONSTER)],
+        "three pictures": [whole, waving(MONSTER), jumping(MONSTER)],
+    }
+    pairs = [
+        [(f"reference: {title}", views[0] if len(views) == 1 else quarters(views)), ("gives", picture(pipe, views))]
+        for title, views in references.items()
+    ]
+    rows = [left + right for left, right in zip(pairs[::2], pairs[1::2])]
+    rows.append([(f"scale {scale}", picture(pipe, [whole], subject_scale=scale)) for scale in SCALES])
+    rows.append([(f"end_percent {end}", picture(pipe, [whole], subject_end=end)) for end in ENDS])
+    sheet(rows).save(PATH, quality=QUALITY, optimize=True)
 
-    def drawn(*views, words: str, seed: int, **settings: float) -> Image.Image:
-        character = adapter.create_character(*(encoder(view) for view in views))
-        return generate(pipe, words, seed, subject_image=character, **settings)
 
-    sheet(rows(drawn)).save(PATH, quality=QUALITY, optimize=True)
+def picture(pipe: InstantCharacterPipeline, views: list[Image.Image], **settings: float) -> Image.Image:
+    """The picture of a character that is made of these reference pictures."""
+    adapter, encoder = pipe.character_adapter, pipe.character_encoder
+    character = adapter.create_character(*(encoder(view) for view in views))
+    return generate(pipe, WORDS, SEED, subject_image=character, **settings)
 
 
 def sheet(rows: list[Row]) -> Image.Image:

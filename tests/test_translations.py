@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support import workflows
 from support.markdown import differences
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +88,14 @@ def test_chinese_help_page_equals_the_english_one(name):
 
 def test_every_chinese_help_page_has_an_english_one():
     assert sorted(path.parent.name for path in HELP.glob("*/*.md")) == PAGES
+
+
+@pytest.mark.parametrize("path", sorted(workflows.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_chinese_half_of_a_note_equals_the_english_one(path):
+    english, chinese = workflows.note(path)
+    assert has_chinese(chinese)
+    assert not has_chinese(english)
+    assert differences(english, chinese) == []
 
 
 def texts(content: dict, *above: str) -> dict[tuple[str, ...], str]:

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 CODE = re.compile(r"`([^`]+)`")
-TARGET = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
+TARGET = re.compile(r"(?<=\])(?:\(|\[|: )([^])\s]+)[])]?")
 EMPHASIS = re.compile(r"\*+")
 NUMBER = re.compile(r"(?<![A-Za-z0-9_.-])\d+(?:[.,:×-]\d+)*|[¼½¾]")
 SENTENCE = re.compile(r"[.?!][”\")*]*(?=\s|$)|[。？！]")
@@ -57,10 +57,10 @@ def facts(block: Block) -> dict[str, list[str] | int]:
     """What a translation of a block shares with it. Within a block the order is free: that of words differs, too."""
     if block.kind == "code":
         return {"code": block.text.splitlines()}
-    words = CODE.sub("", TARGET.sub("]", block.text))
+    words = CODE.sub("", TARGET.sub("", block.text))
     return {
         "code": sorted(CODE.findall(block.text)),
-        "addresses": sorted(same_address(a or b) for a, b in TARGET.findall(block.text)),
+        "addresses": sorted(map(same_address, TARGET.findall(block.text))),
         "emphasis": sorted(EMPHASIS.findall(words)),
         "numbers": sorted(NUMBER.findall(words)),
         "sentences": len(SENTENCE.findall(EMPHASIS.sub("", words))),

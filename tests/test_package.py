@@ -159,6 +159,27 @@ def test_readme_names_the_two_commands_and_the_licences():
         assert words in readme
 
 
+def messages(source: str) -> set[str]:
+    """The texts in Python code, with … for what an f-string or ``format`` fills in."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            found.add("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(re.sub(r"\{\}|%s|%d", "…", node.value))
+    return found
+
+
+def test_readme_explains_messages_that_the_package_has():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ours = readme.split("What this pack says:")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", ours, re.MULTILINE)
+    quoted = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    texts = set().union(*(messages(path.read_text(encoding="utf-8")) for path in SOURCES))
+    assert len(quoted) > 10
+    assert [message for message in quoted if not any(message in text for text in texts)] == []
+
+
 @pytest.mark.parametrize("document", sorted(path.name for path in ROOT.glob("*.md")))
 def test_links_to_files_lead_somewhere(document):
     for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / document).read_text(encoding="utf-8")):

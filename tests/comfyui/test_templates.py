@@ -56,10 +56,9 @@ def test_every_picture_belongs_to_a_template():
 
 @each_template
 def test_template_has_a_note_of_three_sentences_that_names_only_templates(path):
-    (note,) = [node for node in nodes_of(path).values() if node["type"] == workflows.NOTE]
-    (text,) = note["widgets_values"]
-    assert len(re.findall(r"[.?!](?=\s|$)", text)) == len(text.split("\n\n")) == 3
-    assert set(re.findall(r"\d\d_\w+", text)) <= {other.stem for other in TEMPLATES} - {path.stem}
+    english, _ = workflows.note(path)
+    assert len(re.findall(r"[.?!](?=\s|$)", english)) == len(english.split("\n\n")) == 3
+    assert set(re.findall(r"\d\d_\w+", english)) <= {other.stem for other in TEMPLATES} - {path.stem}
 
 
 # Layout

@@ -35,6 +35,13 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def note(path: Path) -> list[str]:
+    """The note of a workflow, in English and in Chinese; a line stands between."""
+    (node,) = [node for node in read(path)["nodes"] if node["type"] == NOTE]
+    (text,) = node["widgets_values"]
+    return text.split("\n\n---\n\n")
+
+
 def _only(files: list[Path], workflow: str) -> Path:
     (path,) = [path for path in files if name(path) == workflow]
     return path

@@ -22,6 +22,12 @@ from toy.world import draw_reference, random_traits
 PACK = Path(__file__).parent.parent
 
 CHARACTERS = ("fox", "moss", "owl", "friends/bear", "friends/pip", "friends/tuft", "friends/old/grub")
+PLAIN_AND_SHARP = {
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
+"""The page's settings for a picture of a whole graph: nothing over it, and texts at every zoom."""
 SHOWN = ("self_contained", "native", "two_characters")
 NODE = """([type, widgets]) => {
   app.graph.clear();
@@ -51,6 +57,8 @@ def main() -> None:
 def _graphs(server: comfyui.Server) -> None:
     for name in SHOWN:
         with browser.opened(server.url) as page:
+            for setting, value in PLAIN_AND_SHARP.items():
+                page.set(setting, value)
             page.open(workflows.graph(name))
             page.screenshot(PACK / f"assets/{name}.png", page.clip())
 

@@ -79,7 +79,7 @@ def test_requirements_are_what_is_imported():
 
 def test_extras_hold_what_tests_import():
     sources = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "toy").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-    ours = {"benchmarks", "instantcharacter", "nodes", "reference", "support", "tests", "toy"}
+    ours = {"assets", "benchmarks", "instantcharacter", "nodes", "reference", "support", "tests", "toy"}
     ours |= {path.stem for path in sources}  # benchmarks and toys that are run as scripts
     installed = {"websocket": "websocket-client", "importlinter": "import-linter"}
     used = {installed.get(name, name) for name in packages(sources) - ours}
@@ -148,7 +148,7 @@ def test_sheet_of_likeness_is_of_its_script_and_small():
     path = ROOT / "web/docs/images/not_alike.jpg"
     grey = Image.new("RGB", (8, 8), "grey")
     page = draw_likeness.sheet([[("title", grey)] * 4] * 5)
-    assert draw_likeness.PATH == path
+    assert path == draw_likeness.PATH
     assert page.size == Image.open(path).size
     assert page.getpixel((draw_likeness.GAP + 2, draw_likeness.LINE + 2)) == (128, 128, 128)
     assert path.stat().st_size <= 120_000

@@ -90,7 +90,7 @@ def test_requirements_are_what_is_imported():
 
 def test_extras_hold_what_tests_import():
     sources = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "toy").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-    ours = {"benchmarks", "instantcharacter", "nodes", "reference", "support", "tests", "toy"}
+    ours = {"assets", "benchmarks", "instantcharacter", "nodes", "reference", "support", "tests", "toy"}
     ours |= {path.stem for path in sources}  # benchmarks and toys that are run as scripts
     installed = {"websocket": "websocket-client", "importlinter": "import-linter"}
     used = {installed.get(name, name) for name in packages(sources) - ours}

@@ -90,6 +90,13 @@ def test_every_chinese_help_page_has_an_english_one():
     assert sorted(path.parent.name for path in HELP.glob("*/*.md")) == PAGES
 
 
+def test_chinese_readme_equals_the_english_one():
+    english, chinese = read("README.md"), read("README.zh.md")
+    assert "(README.zh.md)" in english.split("\n## ")[0]
+    assert "(README.md)" in chinese.split("\n## ")[0]
+    assert differences(english, chinese) == []
+
+
 @pytest.mark.parametrize("path", sorted(workflows.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
 def test_chinese_half_of_a_note_equals_the_english_one(path):
     english, chinese = workflows.note(path)

@@ -30,7 +30,8 @@ SCENES = (
     ("jumping on the moon", 3),
 )
 """What the character does, and the seed."""
-STRENGTHS = (0.0, 0.6, 0.9)
+WEAKER = (0.0, 0.6)
+"""Strengths beside that of the scenes, 0.9."""
 
 Cell = tuple[Image.Image, str]
 """A picture and its caption."""
@@ -46,7 +47,7 @@ def main() -> None:
         return generate(pipe, prompt, seed, subject_image=monster, subject_scale=scale)
 
     scenes: list[Cell] = [(picture(words, seed), f"“a picture of a character {words}”") for words, seed in SCENES]
-    strengths = [picture("with a balloon in the snow", 2, scale) for scale in STRENGTHS]
+    strengths = [*(picture(*SCENES[2], scale) for scale in WEAKER), scenes[2][0]]
     cut_out = [Shot(MONSTER, "wave", "forest", "flat", 3).draw(), reference]
     abilities: list[Cell] = [
         (two_characters(pipe, monster, friend), "both in one picture, each in its mask"),

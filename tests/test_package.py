@@ -153,6 +153,18 @@ def test_picture_equals_the_output_of_its_script(name):
     assert max(high for _, high in difference.getextrema()) <= 8
 
 
+def test_sheet_of_likeness_is_of_its_script_and_small():
+    from assets import draw_likeness
+
+    path = ROOT / "web/docs/images/not_alike.jpg"
+    grey = Image.new("RGB", (8, 8), "grey")
+    page = draw_likeness.sheet([[("title", grey)] * 4] * 5)
+    assert path == draw_likeness.PATH
+    assert page.size == Image.open(path).size
+    assert page.getpixel((draw_likeness.GAP + 2, draw_likeness.LINE + 2)) == (128, 128, 128)
+    assert path.stat().st_size <= 120_000
+
+
 def test_readme_names_the_two_commands_and_the_licences():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for words in ("make demo", "make test", "2504.12395", "non-commercial", "Apache-2.0"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import browser, recorded, tiny_models, workflows
+from support import browser, help_pages, recorded, tiny_models, workflows
 from support import server as comfyui
 
 from instantcharacter import Character
@@ -35,9 +35,8 @@ PROMPT = """async () => Object.fromEntries(Object.entries((await app.graphToProm
   ([id, node]) => [id, [node.class_type, node.inputs]]))"""
 NODE_SIZES = "app.graph._nodes.map(n => [n.id, Math.ceil(n.size[0]), Math.ceil(n.size[1])])"
 EMPTY = {"nodes": [], "links": [], "groups": [], "last_node_id": 0, "last_link_id": 0, "version": 0.4}
-HELP_PICTURE = (
-    "[...document.querySelectorAll('img')].some(i => i.src.includes('InstantCharacterApply.png') && i.naturalWidth > 0)"
-)
+HELP_PICTURES = """pictures => pictures.every(picture =>
+  [...document.querySelectorAll('img')].some(i => i.src.endsWith(picture) && i.naturalWidth > 0))"""
 
 WIDGET_AT = """([type, name]) => {
   const node = app.graph._nodes.find(n => n.type === type), widget = node.widgets.find(w => w.name === name);
@@ -175,7 +174,15 @@ def test_help_page_is_shown(page):
     page.open(workflows.graph("native"))
     page.show_help("InstantCharacterApply")
     assert "Adds a character to a FLUX.1 MODEL" in page.page.inner_text("body")
-    page.page.wait_for_function(HELP_PICTURE, timeout=10_000)
+    pictures = ["images/InstantCharacterApply.png", "images/not_alike.jpg"]
+    page.page.wait_for_function(HELP_PICTURES, arg=pictures, timeout=10_000)
+
+
+def test_pictures_of_help_pages_are_served(server):
+    for page in help_pages.PAGES:
+        for picture in help_pages.pictures(page.read_text(encoding="utf-8")):
+            served = server.get(f"/extensions/{comfyui.NAME}/docs/{picture}")
+            assert served == (help_pages.FOLDER / picture).read_bytes(), f"{page.name}: {picture}"
 
 
 def test_translations_are_served(server):

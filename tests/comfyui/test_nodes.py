@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import workflows
+from support import help_pages, workflows
 
 from instantcharacter.offload import STRATEGIES
 
@@ -495,9 +495,14 @@ def test_every_node_has_a_help_page_with_its_inputs_and_a_picture(nodes, name):
     page = (PACK / f"web/docs/{name}.md").read_text(encoding="utf-8")
     for setting in inputs(nodes[name]):
         assert f"`{setting}`" in page, setting
-    (picture,) = [line for line in page.splitlines() if line.startswith("![")]
-    assert (PACK / "web/docs" / picture.split("](")[1].rstrip(")")).is_file()
-    assert "## Try first" in page
+    beginning, _ = page.split("## Try first")
+    (picture,) = help_pages.pictures(beginning)
+    assert picture == f"images/{name}.png"
+
+
+def test_help_pages_name_the_pictures_that_there_are():
+    named = {name for page in help_pages.PAGES for name in help_pages.pictures(page.read_text(encoding="utf-8"))}
+    assert named == {path.relative_to(help_pages.FOLDER).as_posix() for path in help_pages.FOLDER.glob("images/*")}
 
 
 def described(nodes: dict) -> dict:

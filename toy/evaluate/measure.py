@@ -72,12 +72,17 @@ def random_held_out(toy: Toy, count: int, seed: int = 0) -> HeldOut:
     rng = random.Random(f"test {seed}")
     shots = [random_shot(rng, random_traits(rng, held_out=True)) for _ in range(count)]
     pictures = [draw_reference(shot.traits) for shot in shots]
-    encoded = [toy.encoder.encode_images(torch.stack([image_to_crops(p) for p in part])) for part in _parts(pictures)]
-    features = CharacterFeatures(*(torch.cat(rows) for rows in zip(*encoded)))
+    features = encode(toy, pictures)
     prompts, pooled, _ = toy.pipeline.encode_prompt(
         [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH
     )
     return HeldOut(shots, features, toy.judge(_tensors(pictures))[0], prompts, pooled)
+
+
+def encode(toy: Toy, pictures: list[Image.Image]) -> CharacterFeatures:
+    """The features of pictures, one row each."""
+    encoded = [toy.encoder.encode_images(torch.stack([image_to_crops(p) for p in part])) for part in _parts(pictures)]
+    return CharacterFeatures(*(torch.cat(rows) for rows in zip(*encoded)))
 
 
 @torch.no_grad()

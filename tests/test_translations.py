@@ -67,6 +67,11 @@ def has_chinese(text: str) -> bool:
     return any("\u4e00" <= letter <= "\u9fff" for letter in text)
 
 
+def assert_equal(english: str, chinese: str) -> None:
+    lines = differences(english, chinese)
+    assert lines == [], "\n".join(lines)
+
+
 def test_equal_pages_do_not_differ():
     assert differences(PAGE, CHINESE) == []
 
@@ -83,11 +88,18 @@ def test_a_change_of_one_side_is_found(change):
 def test_chinese_help_page_equals_the_english_one(name):
     chinese = read(f"web/docs/{name}/zh.md")
     assert has_chinese(chinese)
-    assert differences(read(f"web/docs/{name}.md"), chinese) == []
+    assert_equal(read(f"web/docs/{name}.md"), chinese)
 
 
 def test_every_chinese_help_page_has_an_english_one():
     assert sorted(path.parent.name for path in HELP.glob("*/*.md")) == PAGES
+
+
+def test_chinese_readme_equals_the_english_one():
+    english, chinese = read("README.md"), read("README.zh.md")
+    assert "(README.zh.md)" in english.split("\n## ")[0]
+    assert "(README.md)" in chinese.split("\n## ")[0]
+    assert_equal(english, chinese)
 
 
 @pytest.mark.parametrize("path", sorted(workflows.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
@@ -95,7 +107,7 @@ def test_chinese_half_of_a_note_equals_the_english_one(path):
     english, chinese = workflows.note(path)
     assert has_chinese(chinese)
     assert not has_chinese(english)
-    assert differences(english, chinese) == []
+    assert_equal(english, chinese)
 
 
 def texts(content: dict, *above: str) -> dict[tuple[str, ...], str]:
@@ -109,5 +121,5 @@ def texts(content: dict, *above: str) -> dict[tuple[str, ...], str]:
 def test_chinese_descriptions_of_nodes_equal_the_english_ones():
     english, chinese = (texts(json.loads(read(f"locales/{language}/nodeDefs.json"))) for language in ("en", "zh"))
     assert english.keys() == chinese.keys()
-    found = {path: differences(text, chinese[path]) for path, text in english.items()}
-    assert {path: lines for path, lines in found.items() if lines} == {}
+    lines = [(*path, line) for path, text in english.items() for line in differences(text, chinese[path])]
+    assert lines == []

@@ -4,6 +4,7 @@ and the code, addresses, numbers and sentences of each."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import NamedTuple
 
 CODE = re.compile(r"`([^`]+)`")
@@ -53,7 +54,7 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-def facts(block: Block) -> dict[str, list[str] | int]:
+def facts(block: Block) -> dict[str, list[str]]:
     """What a translation of a block shares with it. Within a block the order is free: that of words differs, too."""
     if block.kind == "code":
         return {"code": block.text.splitlines()}
@@ -63,7 +64,7 @@ def facts(block: Block) -> dict[str, list[str] | int]:
         "addresses": sorted(map(same_address, TARGET.findall(block.text))),
         "emphasis": sorted(EMPHASIS.findall(words)),
         "numbers": sorted(NUMBER.findall(words)),
-        "sentences": len(SENTENCE.findall(EMPHASIS.sub("", words))),
+        "sentences": ["." for _ in SENTENCE.findall(EMPHASIS.sub("", words))],
     }
 
 
@@ -75,15 +76,20 @@ def same_address(address: str) -> str:
 
 def differences(text: str, translation: str) -> list[str]:
     """Where a translation lags: a line for each difference, or one for the first block that only one of them has."""
-    pairs = list(zip(blocks(text), blocks(translation)))
+    ours, theirs = blocks(text), blocks(translation)
+    pairs = list(zip(ours, theirs))
     for a, b in pairs:
         if a.kind != b.kind:
-            return [f"lines {a.line} and {b.line}: {a.kind} and {b.kind}: {a.text!r} and {b.text!r}"]
+            return [f"lines {a.line} and {b.line}: {a.kind} and {b.kind}: {a.text[:99]!r} and {b.text[:99]!r}"]
     found = [
-        f"lines {a.line} and {b.line}: {fact} {value} and {facts(b)[fact]}: {a.text!r} and {b.text!r}"
+        f"lines {a.line} and {b.line}: {fact}: {missing(value, facts(b)[fact])} and {missing(facts(b)[fact], value)}"
         for a, b in pairs
         for fact, value in facts(a).items()
         if value != facts(b)[fact]
     ]
-    lengths = len(blocks(text)), len(blocks(translation))
-    return found if lengths[0] == lengths[1] else [*found, "{} and {} blocks".format(*lengths)]
+    return found if len(ours) == len(theirs) else [*found, f"{len(ours)} and {len(theirs)} blocks"]
+
+
+def missing(values: list[str], others: list[str]) -> list[str]:
+    """The values that the others lack."""
+    return list((Counter(values) - Counter(others)).elements())

@@ -30,8 +30,6 @@ SCENES = (
     ("jumping on the moon", 3),
 )
 """What the character does, and the seed."""
-WEAKER = (0.0, 0.6)
-"""Strengths beside that of the scenes, 0.9."""
 
 Cell = tuple[Image.Image, str]
 """A picture and its caption."""
@@ -47,11 +45,11 @@ def main() -> None:
         return generate(pipe, prompt, seed, subject_image=monster, subject_scale=scale)
 
     scenes: list[Cell] = [(picture(words, seed), f"“a picture of a character {words}”") for words, seed in SCENES]
-    strengths = [*(picture(*SCENES[2], scale) for scale in WEAKER), scenes[2][0]]
+    strengths = [picture("waving on a beach", 0, scale) for scale in (0.0, 0.9)]
     cut_out = [Shot(MONSTER, "wave", "forest", "flat", 3).draw(), reference]
     abilities: list[Cell] = [
         (two_characters(pipe, monster, friend), "both in one picture, each in its mask"),
-        (strips(strengths), "strength 0, 0.6 and 0.9, the same noise"),
+        (strips(strengths), "strength 0 and 0.9, the same noise"),
         (strips([*refined(pipe, monster)]), "a small figure, and the same generated again, larger"),
         (strips(cut_out), "a busy picture, and the character cut out"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,19 @@ def test_native_workflow_is_queued_and_shows_its_picture(page, tmp_path):
     assert page.errors == []
 
 
-def test_help_page_is_shown(page):
+@pytest.fixture(params=["zh", "en"])
+def language(page, request) -> Iterator[str]:
+    page.set("Comfy.Locale", request.param)
+    yield request.param
+    page.set("Comfy.Locale", "en")
+
+
+def test_help_page_is_shown_in_the_pages_language(page, language):
     page.open(workflows.graph("native"))
     page.show_help("InstantCharacterApply")
-    assert "Adds a character to a FLUX.1 MODEL" in page.page.inner_text("body")
+    words = {"en": "Adds a character to a FLUX.1 MODEL", "zh": "把角色加到 FLUX.1 模型上"}
+    assert words.pop(language) in page.page.inner_text("body")
+    assert words.popitem()[1] not in page.page.inner_text("body")
     pictures = ["images/InstantCharacterApply.png", "images/not_alike.jpg"]
     page.page.wait_for_function(HELP_PICTURES, arg=pictures, timeout=10_000)
 

@@ -34,6 +34,10 @@ SHOWN = "app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.[0]?.naturalWi
 VALUES = "[app.graph._nodes.map(n => [n.title, Object.fromEntries(n.widgets.map(w => [w.name, w.value]))])][0]"
 PROMPT = """async () => Object.fromEntries(Object.entries((await app.graphToPrompt()).output).map(
   ([id, node]) => [id, [node.class_type, node.inputs]]))"""
+COUNT_PREVIEWS = """() => {
+  window.previews = 0;
+  app.api.addEventListener('b_preview_with_metadata', () => window.previews++);
+}"""
 NODE_SIZES = "app.graph._nodes.map(n => [n.id, Math.ceil(n.size[0]), Math.ceil(n.size[1])])"
 EMPTY = {"nodes": [], "links": [], "groups": [], "last_node_id": 0, "last_link_id": 0, "version": 0.4}
 HELP_PICTURES = """pictures => pictures.every(picture =>
@@ -84,6 +88,27 @@ def shared_page(server) -> browser.Page:
 def page(shared_page) -> browser.Page:
     shared_page.errors.clear()
     return shared_page
+
+
+@pytest.fixture
+def new_page(tmp_path) -> browser.Page:
+    """Of a server that has no models and no pictures: a new user's."""
+    with comfyui.serving(tmp_path, "--preview-method", "auto") as server, browser.opened(server.url) as page:
+        yield page
+
+
+@pytest.mark.parametrize("name", ["01_toy_any_machine", "02_toy_native_any_machine"])
+def test_first_click_in_the_template_browser_leads_to_a_picture(new_page, name):
+    page = new_page.page
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_text("ComfyUI-InstantCharacter").first.click()
+    page.get_by_text(name).first.click()
+    page.wait_for_function("app.graph._nodes.some(n => n.type === 'SaveImage')")
+    page.evaluate(COUNT_PREVIEWS)
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.wait_for_function(SHOWN, timeout=120_000)
+    assert page.evaluate("window.previews") > 10
+    assert own_errors(new_page) == []
 
 
 @pytest.mark.parametrize("path", workflows.GRAPHS, ids=lambda path: path.stem)

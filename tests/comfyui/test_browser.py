@@ -38,6 +38,18 @@ COUNT_PREVIEWS = """() => {
   window.previews = 0;
   app.api.addEventListener('b_preview_with_metadata', () => window.previews++);
 }"""
+AROUND_CHARACTER = """() => {
+  const [character] = app.graph._nodes;
+  for (const name of ['siglip', 'dinov2', 'adapter']) character.widgets.find(w => w.name === name).value = 'toy';
+  const add = (type, values) => {
+    const node = LiteGraph.createNode(type);
+    for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
+    app.graph.add(node);
+    return node;
+  };
+  add('InstantCharacterExample', {name: 'monster.png'}).connect(0, character, 0);
+  character.connect(0, add('InstantCharacterSaveCharacter', {name: 'from_picture'}), 0);
+}"""
 NODE_SIZES = "app.graph._nodes.map(n => [n.id, Math.ceil(n.size[0]), Math.ceil(n.size[1])])"
 EMPTY = {"nodes": [], "links": [], "groups": [], "last_node_id": 0, "last_link_id": 0, "version": 0.4}
 HELP_PICTURES = """pictures => pictures.every(picture =>
@@ -174,6 +186,24 @@ def test_draw_character_generates(page, server):
     assert [node["class_type"] for node in prompt.values()].count("InstantCharacterApply") == 1
     outputs = server.run(prompt)
     assert len(outputs["19"]["images"]) == 1
+
+
+def test_character_from_picture_encodes(page, server):
+    """A picture of the pack's, with the toy's encoders and adapter."""
+    page.open(EMPTY)
+    page.add_node("Character from picture")
+    page.page.evaluate(AROUND_CHARACTER)
+    prompt = page.page.evaluate("async () => (await app.graphToPrompt()).output")
+    no_model = server.folder / "models/background_removal/birefnet.safetensors"  # an empty file, for the page's lists
+    no_model.unlink()
+    try:
+        outputs = server.run(prompt)
+    finally:
+        no_model.touch()
+    saved = server.folder / "models/characters/from_picture.safetensors"
+    assert Character.load(saved).thumbnail is not None
+    saved.unlink()  # the gallery's tests count the files
+    assert any("kept the whole picture" in text for node in outputs.values() for text in node.get("text", ()))
 
 
 def test_template_browser_has_the_workflows_and_their_pictures(server):

@@ -23,6 +23,7 @@ ARGUMENTS = [
 READY = (
     "window.app?.canvas?.ds && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 50"
 )
+NODE_COUNT = "app.graph._nodes.length"
 FIT = """(margin) => {
   const canvas = app.canvas, nodes = app.graph._nodes;
   const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1])) - 30;
@@ -80,12 +81,14 @@ class Page:
 
     def add_node(self, words: str) -> None:
         """Add the first node that the search finds, as a user does it: double click, type, Enter."""
+        count = self.page.evaluate(NODE_COUNT)
         self.page.mouse.dblclick(900, 500)
         self.page.wait_for_timeout(1500)
         self.page.keyboard.type(words, delay=20)
-        self.page.wait_for_timeout(1500)
+        self.page.get_by_text(words).first.wait_for()
         self.page.keyboard.press("Enter")
-        self.page.wait_for_timeout(1500)
+        self.page.wait_for_function(f"count => {NODE_COUNT} > count", arg=count)
+        self.page.wait_for_timeout(500)
 
     def clip(self) -> dict[str, float]:
         """Zoom so that the whole graph is seen; where on the page it is."""

@@ -30,14 +30,9 @@ STATE = """() => {
     gone: nodes.flatMap(n => (n.widgets ?? []).filter(gone).map(w => `${n.title}: ${w.name} is ${w.value}`)),
   };
 }"""
-SHOWN = "app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.[0]?.naturalWidth > 0"
 VALUES = "[app.graph._nodes.map(n => [n.title, Object.fromEntries(n.widgets.map(w => [w.name, w.value]))])][0]"
 PROMPT = """async () => Object.fromEntries(Object.entries((await app.graphToPrompt()).output).map(
   ([id, node]) => [id, [node.class_type, node.inputs]]))"""
-COUNT_PREVIEWS = """() => {
-  window.previews = 0;
-  app.api.addEventListener('b_preview_with_metadata', () => window.previews++);
-}"""
 AROUND_CHARACTER = """() => {
   const [character] = app.graph._nodes;
   for (const name of ['siglip', 'dinov2', 'adapter']) character.widgets.find(w => w.name === name).value = 'toy';
@@ -111,15 +106,9 @@ def new_page(tmp_path) -> browser.Page:
 
 @pytest.mark.parametrize("name", ["01_toy_any_machine", "02_toy_native_any_machine"])
 def test_first_click_in_the_template_browser_leads_to_a_picture(new_page, name):
-    page = new_page.page
-    page.get_by_role("button", name="Templates").first.click()
-    page.get_by_text("ComfyUI-InstantCharacter").first.click()
-    page.get_by_text(name).first.click()
-    page.wait_for_function("app.graph._nodes.some(n => n.type === 'SaveImage')")
-    page.evaluate(COUNT_PREVIEWS)
-    page.get_by_role("button", name="Run", exact=True).first.click()
-    page.wait_for_function(SHOWN, timeout=120_000)
-    assert page.evaluate("window.previews") > 10
+    new_page.open_template(comfyui.NAME, name)
+    _, previews = new_page.run()
+    assert previews > 10
     assert own_errors(new_page) == []
 
 
@@ -219,7 +208,7 @@ def test_native_workflow_is_queued_and_shows_its_picture(page, tmp_path):
     page.open(with_tiny_text_encoder(workflows.graph("native")))
     page.clip()  # a node's picture is loaded when the node is seen
     page.page.get_by_test_id("queue-button").click()
-    page.page.wait_for_function(SHOWN, timeout=120_000)
+    page.page.wait_for_function(browser.SHOWN, timeout=120_000)
     assert page.page.evaluate("app.graph._nodes.find(n => n.type === 'SaveImage').imgs[0].naturalWidth") == 256
     assert page.page.evaluate("app.graph._nodes.find(n => n.type.endsWith('PrepareReference')).imgs.length") == 1
     page.screenshot(tmp_path / "native.png", page.clip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,6 +24,11 @@ ARGUMENTS = [
 READY = (
     "window.app?.canvas?.ds && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 50"
 )
+SHOWN = "app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.[0]?.naturalWidth > 0"
+COUNT_PREVIEWS = """() => {
+  if (!('previews' in window)) app.api.addEventListener('b_preview_with_metadata', () => window.previews++);
+  window.previews = 0;
+}"""
 NODE_COUNT = "app.graph._nodes.length"
 FIT = """(margin) => {
   const canvas = app.canvas, nodes = app.graph._nodes;
@@ -73,6 +79,21 @@ class Page:
         """Open a workflow, as a user drops its file on the page."""
         self.page.evaluate("(graph) => app.loadGraphData(graph)", graph)
         self.page.wait_for_timeout(1500)
+
+    def open_template(self, pack: str, name: str) -> None:
+        """Open a workflow in the template browser, by clicks."""
+        self.page.get_by_role("button", name="Templates").first.click()
+        self.page.get_by_text(pack).first.click()
+        self.page.get_by_text(name).first.click()
+        self.page.wait_for_function("app.graph._nodes.some(n => n.type === 'SaveImage')")
+
+    def run(self) -> tuple[float, int]:
+        """Press Run: seconds until Save Image shows a picture, and how many previews came before."""
+        self.page.evaluate(COUNT_PREVIEWS)
+        begin = time.monotonic()
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+        self.page.wait_for_function(SHOWN, timeout=120_000)
+        return time.monotonic() - begin, self.page.evaluate("window.previews")
 
     def set(self, setting: str, value: object) -> None:
         """Change one of the page's settings."""

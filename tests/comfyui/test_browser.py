@@ -321,7 +321,7 @@ def open_gallery(page: browser.Page, node: str, vue: bool = False) -> Any:
     """Press a node's button: the dialog, with the characters in it."""
     page.clip()
     if vue:
-        page.page.get_by_role("button", name="gallery").first.click()  # the side panel may show it, too
+        page.page.locator("[data-node-id]").get_by_role("button", name="gallery").click()
     else:
         page.page.mouse.click(*page.page.evaluate(WIDGET_AT, [node, "gallery"]))
     dialog = page.page.locator(".instantcharacter-gallery")

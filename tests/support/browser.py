@@ -103,12 +103,14 @@ class Page:
     def add_node(self, words: str) -> None:
         """Add the first node that the search finds, as a user does it: double click, type, Enter."""
         count = self.page.evaluate(NODE_COUNT)
-        self.page.mouse.dblclick(900, 500)
-        self.page.wait_for_timeout(1500)
+        while not self.page.evaluate("document.activeElement.tagName === 'INPUT'"):  # typed past it, keys are shortcuts
+            self.page.mouse.dblclick(900, 500)
+            self.page.wait_for_timeout(1500)
         self.page.keyboard.type(words, delay=20)
         self.page.get_by_text(words).first.wait_for()
         self.page.keyboard.press("Enter")
         self.page.wait_for_function(f"count => {NODE_COUNT} > count", arg=count)
+        self.page.mouse.click(900, 500)  # in newer pages the node hangs on the pointer until then
         self.page.wait_for_timeout(500)
 
     def clip(self) -> dict[str, float]:

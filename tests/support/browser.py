@@ -110,6 +110,7 @@ class Page:
         self.page.get_by_text(words).first.wait_for()
         self.page.keyboard.press("Enter")
         self.page.wait_for_function(f"count => {NODE_COUNT} > count", arg=count)
+        self.page.wait_for_timeout(700)
         self.page.mouse.click(900, 500)  # in newer pages the node hangs on the pointer until then
         self.page.wait_for_timeout(500)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 ALIGNMENT = 256
 """Bytes; each tensor begins at a multiple of it, as GPUs read fastest."""
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+"""For pages that count as this process's own; those of Windows always do."""
 
 
 class HostWeights:
@@ -101,7 +104,7 @@ def allocate(size: int) -> Tensor:
 
     The C library keeps freed pieces of up to 32 MB, as blocks are, for itself: gigabytes after a model is unloaded.
     """
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype=torch.uint8) if size else torch.empty(0).byte()
 
 
 def pin(memory: Tensor) -> None:

@@ -73,6 +73,16 @@ def test_a_transposed_input_becomes_rows_in_memory():
     assert torch.equal(quantized.float(), quantize_rows(x.contiguous())[0].float())
 
 
+def test_torchs_compiler_can_call_the_kernel_without_looking_into_it(monkeypatch):
+    """Its operation describes what it returns, and changes none of its inputs; here around torch's own rounding."""
+    monkeypatch.setattr("instantcharacter.flux.fp8_layers._kernel", lambda rows, largest, smallest: quantize_rows(rows))
+    operation = torch.ops.instantcharacter.quantize_rows.default
+    for x in (rows(5, 64, dtype=torch.bfloat16), rows(64, 5).t(), rows(1, 8192)):
+        torch.library.opcheck(operation, (x,), test_utils=("test_schema", "test_faketensor"))
+        for ours, expected in zip(operation(x), quantize_rows(x), strict=True):
+            assert torch.equal(ours.float(), expected.float())
+
+
 # The layer that multiplies in 8 bits
 
 

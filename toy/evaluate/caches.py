@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterPipeline
 from toy.device import DEVICE
-from toy.evaluate.measure import HeldOut, Toy, random_held_out, right_answers
+from toy.evaluate.measure import HeldOut, Toy, pipeline_with, random_held_out, right_answers
 from toy.world import SIDE
 
 STEPS = 28
@@ -52,9 +52,7 @@ def evaluate(assets: Path, names: list[str], count: int, steps: int) -> Iterator
     toy = Toy.load(assets)
     test = random_held_out(toy, count)
     adapter = CharacterAdapter.from_file(assets / "adapter.safetensors").to(DEVICE)
-    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.set_character_adapter(adapter)
+    pipeline = pipeline_with(toy, adapter)
     rows = [CharacterFeatures(*(tensor[i : i + 1] for tensor in test.features)) for i in range(count)]
     characters = [adapter.create_character(features) for features in rows]
     plain = generate(pipeline, test, characters, 0.0, steps)

@@ -18,10 +18,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterPipeline
+from instantcharacter import CharacterAdapter, CharacterFeatures
 from instantcharacter.character.image import cut_out
 from toy.device import DEVICE
-from toy.evaluate.measure import HeldOut, Toy, encode, random_held_out, right_answers
+from toy.evaluate.measure import (
+    HeldOut,
+    Toy,
+    encode,
+    generate_by_pipeline,
+    pipeline_with,
+    random_held_out,
+    right_answers,
+)
 from toy.world import SIDE, Traits
 from toy.world.canvas import Canvas, Point
 from toy.world.figure import POSES, STANDING, Pose, draw_figure
@@ -116,9 +124,7 @@ def evaluate(assets: Path, names: list[str], count: int, steps: int) -> Iterator
     toy = Toy.load(assets)
     test = random_held_out(toy, count)
     adapter = CharacterAdapter.from_file(assets / "adapter.safetensors").to(DEVICE)
-    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.set_character_adapter(adapter)
+    pipeline = pipeline_with(toy, adapter)
     features: dict[View, CharacterFeatures] = {alone: test.features}
     expected: dict[str, Tensor] = {}
     for name in [BASE, *(name for name in names if name != BASE)]:
@@ -128,36 +134,17 @@ def evaluate(assets: Path, names: list[str], count: int, steps: int) -> Iterator
                 features[view] = encode(toy, [view(shot.traits) for shot in test.shots])
         rows = [[_row(features[view], i) for view in case.views] for i in range(count)]
         characters = [adapter.create_character(*views) for views in rows]
-        judged = _judge(toy, test, generate(pipeline, test, characters, case, steps))
+        settings = [
+            {"subject_image": character, "subject_scale": case.scale, "subject_end": case.end}
+            for character in characters
+        ]
+        judged = _judge(toy, test, generate_by_pipeline(pipeline, test, settings, steps))
         expected = expected or judged
         figures = {}
         for question, answers in judged.items():
             figures[question] = answers.mean().item()
             figures[f"± {question}"] = (answers - expected[question]).std().item() / count**0.5
         yield name, figures
-
-
-@torch.no_grad()
-def generate(
-    pipeline: InstantCharacterPipeline, test: HeldOut, characters: list[Character], case: Case, steps: int
-) -> Tensor:
-    """The case's pictures, [N, 3, 256, 256] from -1 to 1."""
-    pictures = [
-        pipeline(
-            prompt_embeds=test.prompts[i : i + 1],
-            pooled_prompt_embeds=test.pooled[i : i + 1],
-            subject_image=character,
-            subject_scale=case.scale,
-            subject_end=case.end,
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(i),
-            output_type="pt",
-        ).images
-        for i, character in enumerate(characters)
-    ]
-    return torch.cat(pictures) * 2 - 1
 
 
 @torch.no_grad()

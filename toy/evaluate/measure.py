@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,35 @@ def generate(toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: 
 
 
 @torch.no_grad()
+def pipeline_with(toy: Toy, adapter: CharacterAdapter) -> InstantCharacterPipeline:
+    """The toy FLUX as users run it, with an adapter of its own."""
+    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_character_adapter(adapter)
+    return pipeline
+
+
+@torch.no_grad()
+def generate_by_pipeline(
+    pipeline: InstantCharacterPipeline, test: HeldOut, rows: Iterable[dict[str, Any]], steps: int
+) -> Tensor:
+    """A picture of each row's settings of the pipeline, with its prompt and noise: [N, 3, 256, 256] from -1 to 1."""
+    pictures = [
+        pipeline(
+            prompt_embeds=test.prompts[i : i + 1],
+            pooled_prompt_embeds=test.pooled[i : i + 1],
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(i),
+            output_type="pt",
+            **settings,
+        ).images
+        for i, settings in enumerate(rows)
+    ]
+    return torch.cat(pictures) * 2 - 1
+
+
 def accuracies(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, float]:
     """Fractions of pictures with the right character of 16, the right action, scene and style."""
     return {name: right.mean().item() for name, right in right_answers(toy, test, pictures).items()}

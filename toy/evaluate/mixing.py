@@ -18,12 +18,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterPipeline
-from instantcharacter.character.encoders import image_to_crops
+from instantcharacter import Character, CharacterAdapter, CharacterFeatures
 from toy.data.pictures import to_floats
 from toy.device import DEVICE
-from toy.evaluate.measure import HeldOut, Toy, random_held_out, right_answers
-from toy.world import SIDE, Traits, draw_reference, random_shot
+from toy.evaluate.measure import (
+    HeldOut,
+    Toy,
+    encode,
+    generate_by_pipeline,
+    pipeline_with,
+    random_held_out,
+    right_answers,
+)
+from toy.world import Traits, draw_reference, random_shot
 from toy.world.canvas import WHITE, Canvas
 from toy.world.figure import POSES, draw_figure
 from toy.world.styles import apply_style
@@ -64,9 +71,7 @@ class Evaluation:
         self.toy = Toy.load(assets)
         self.test = random_held_out(self.toy, count)
         self.adapter = CharacterAdapter.from_file(assets / "adapter.safetensors").to(DEVICE)
-        self.pipeline = InstantCharacterPipeline(**self.toy.pipeline.components)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.set_character_adapter(self.adapter)
+        self.pipeline = pipeline_with(self.toy, self.adapter)
         self._steps = steps
 
     def characters(self, features: CharacterFeatures) -> list[Character]:
@@ -77,28 +82,15 @@ class Evaluation:
 
     def encode(self, pictures: list[Image.Image]) -> list[Character]:
         """A character of each picture."""
-        crops = torch.stack([image_to_crops(picture) for picture in pictures])
-        return self.characters(self.toy.encoder.encode_images(crops))
+        return self.characters(encode(self.toy, pictures))
 
-    @torch.no_grad()
     def generate(self, subjects: list[Subjects]) -> Tensor:
-        """A picture of each row's subjects, with the prompt and noise of its row: [N, 3, 256, 256] from -1 to 1."""
-        pictures = [
-            self.pipeline(
-                prompt_embeds=self.test.prompts[i : i + 1],
-                pooled_prompt_embeds=self.test.pooled[i : i + 1],
-                subject_image=[character for character, _ in row],
-                subject_scale=[scale for _, scale in row],
-                height=SIDE,
-                width=SIDE,
-                num_inference_steps=self._steps,
-                generator=torch.Generator().manual_seed(i),
-                output_type="pt",
-                return_dict=False,
-            )[0]
-            for i, row in enumerate(subjects)
-        ]
-        return torch.cat(pictures) * 2 - 1
+        """A picture of each row's subjects, see :func:`generate_by_pipeline`."""
+        rows = (
+            {"subject_image": [character for character, _ in row], "subject_scale": [scale for _, scale in row]}
+            for row in subjects
+        )
+        return generate_by_pipeline(self.pipeline, self.test, rows, self._steps)
 
     def mixes(self, names: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
         """Names and figures of mixes of each character, A, with the next one, B."""

@@ -18,11 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instantcharacter import Character, CharacterAdapter, CharacterFeatures, InstantCharacterPipeline
+from instantcharacter import CharacterAdapter, CharacterFeatures
 from instantcharacter.model.strength import Scale, Strength
 from toy.device import DEVICE
-from toy.evaluate.measure import BATCH, HeldOut, Toy, random_held_out, right_answers
-from toy.world import ACTIONS, SCENES, SIDE
+from toy.evaluate.measure import (
+    BATCH,
+    HeldOut,
+    Toy,
+    generate_by_pipeline,
+    pipeline_with,
+    random_held_out,
+    right_answers,
+)
+from toy.world import ACTIONS, SCENES
 
 CONSTANTS: dict[str, Scale] = {str(scale): scale for scale in (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)}
 OVER_TIME = (
@@ -63,14 +71,13 @@ def evaluate(
     toy = Toy.load(assets)
     test = random_held_out(toy, count, seed)
     adapter = CharacterAdapter.from_file(assets / "adapter.safetensors").to(DEVICE)
-    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.set_character_adapter(adapter)
-    rows = [CharacterFeatures(*(tensor[i : i + 1] for tensor in test.features)) for i in range(count)]
-    characters = [adapter.create_character(features) for features in rows]
+    pipeline = pipeline_with(toy, adapter)
+    each = [CharacterFeatures(*(tensor[i : i + 1] for tensor in test.features)) for i in range(count)]
+    characters = [adapter.create_character(features) for features in each]
     constants: list[Answers] = []
     for name in sorted(names, key=lambda name: name not in CONSTANTS):
-        answers = judge(toy, test, generate(pipeline, test, characters, STRENGTHS[name], steps))
+        rows = [{"subject_image": character, "subject_scale": STRENGTHS[name]} for character in characters]
+        answers = judge(toy, test, generate_by_pipeline(pipeline, test, rows, steps))
         figures = {question: answers[question].mean().item() for question in FIGURES}
         if name in CONSTANTS:
             constants.append(answers)
@@ -78,29 +85,6 @@ def evaluate(
             for question in ("identity", "likeness"):
                 figures[f"gain in {question}"], figures[f"± {question}"] = gain(question, answers, constants)
         yield name, figures
-
-
-@torch.no_grad()
-def generate(
-    pipeline: InstantCharacterPipeline, test: HeldOut, characters: list[Character], strength: Scale, steps: int
-) -> Tensor:
-    """The pictures at one strength, [N, 3, 256, 256] from -1 to 1."""
-    pictures = [
-        pipeline(
-            prompt_embeds=test.prompts[i : i + 1],
-            pooled_prompt_embeds=test.pooled[i : i + 1],
-            subject_image=character,
-            subject_scale=strength,
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(i),
-            output_type="pt",
-            return_dict=False,
-        )[0]
-        for i, character in enumerate(characters)
-    ]
-    return torch.cat(pictures) * 2 - 1
 
 
 @torch.no_grad()

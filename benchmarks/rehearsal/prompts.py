@@ -45,7 +45,8 @@ def shrink(prompt: dict[str, dict]) -> dict[str, dict]:
     for node in prompt.values():
         inputs = node["inputs"]
         smallest = 256 if node["class_type"].startswith("InstantCharacter") else 0
-        inputs |= {key: max(inputs[key] // TINY_PART, smallest) for key in ("width", "height", "x") if key in inputs}
+        numbers = {key: inputs[key] for key in ("width", "height", "x") if isinstance(inputs.get(key), int)}
+        inputs |= {key: max(number // TINY_PART, smallest) for key, number in numbers.items()}
         inputs |= {"value": inputs["value"] // TINY_PART} if node["class_type"] == "PrimitiveInt" else {}
         inputs |= {key: TINY_STEPS for key in ("steps", "num_inference_steps") if key in inputs}
     return with_tiny_text_encoder(prompt)

@@ -1,0 +1,89 @@
+"""What becomes of a bad input: it is judged by where the error was raised, and counted by kind.
+
+An error is *clear* if the pack raises it: its sentence was written for a user. An error of a lower layer that reaches
+the caller is *raw*. The counts reach the end of the test run through the properties of pytest's reports.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+Outcome = Literal["right", "clear", "raw", "wrong", "hang"]
+OUTCOMES: tuple[Outcome, ...] = ("right", "clear", "raw", "wrong", "hang")
+PACKAGE = Path(__file__).parents[2] / "instantcharacter"
+LIMIT = 10.0
+"""Seconds after which an input hangs; where the system has no interval timer, pytest's own limits hold."""
+
+
+class Hang(BaseException):
+    """Raised in code that runs for longer than :data:`LIMIT`; no handler of ``Exception`` catches it."""
+
+
+class Outcomes:
+    """The outcomes of one kind of input.
+
+    Attributes:
+        counts: how often each outcome came.
+        accepted_raw: parts of the messages of raw errors that are known and listed in ``SECURITY.md``.
+    """
+
+    def __init__(self, accepted_raw: tuple[str, ...] = ()) -> None:
+        self.counts: Counter[Outcome] = Counter()
+        self.accepted_raw = accepted_raw
+
+    def judge(self, call: Callable[[], Any], is_right: Callable[[Any], bool] = lambda result: True) -> Outcome:
+        """Count what a call does, and fail unless that is a right result, a clear error, or a known raw one.
+
+        Args:
+            call: hands the input to the pack.
+            is_right: whether the result of a call without an error is what the input asks for.
+        """
+        outcome, detail = outcome_of(call, is_right)
+        self.counts[outcome] += 1
+        known = outcome == "raw" and any(part in detail for part in self.accepted_raw)
+        assert outcome in ("right", "clear") or known, f"{outcome}: {detail}"
+        return outcome
+
+
+def outcome_of(call: Callable[[], Any], is_right: Callable[[Any], bool]) -> tuple[Outcome, str]:
+    """The outcome of a call, and its result or the traceback of its error."""
+    try:
+        with _time_limit(LIMIT):
+            result = call()
+    except Hang:
+        return "hang", traceback.format_exc()
+    except (Exception, SystemExit) as error:
+        return ("clear" if is_clear(error) else "raw"), "".join(traceback.format_exception(error))
+    return ("right" if is_right(result) else "wrong"), repr(result)[:500]
+
+
+def is_clear(error: BaseException) -> bool:
+    """Whether the pack raised an error itself, with a message that can be printed."""
+    raised_by = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    message = str(error)
+    can_be_logged = not any("\ud800" <= letter <= "\udfff" for letter in message)
+    return raised_by.is_relative_to(PACKAGE) and bool(message.strip()) and can_be_logged
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise Hang
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)

@@ -9,16 +9,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-HOLD = """
+RESERVE = """
 import sys, time, torch
-time.sleep(2)  # processes that just ended free their memory
-free, spare = torch.cuda.mem_get_info()[0], int(sys.argv[1]) * 2**30
-if free < spare:
-    sys.exit(f"the GPU has {free / 2**30:.1f} GiB free")
-reserved = torch.empty(free - spare, dtype=torch.uint8, device="cuda")
-print("reserved", flush=True)
-sys.stdin.read()
+reserved = None
+for line in sys.stdin:
+    del reserved
+    torch.cuda.empty_cache()
+    reserved = None
+    if line.strip() != "all":
+        time.sleep(2)  # processes that just ended free their memory
+        free, spare = torch.cuda.mem_get_info()[0], int(float(line) * 2**30)
+        if free < spare:
+            sys.exit(f"the GPU has {free / 2**30:.1f} GiB free")
+        reserved = torch.empty(free - spare, dtype=torch.uint8, device="cuda")
+    print("done", flush=True)
 """
+
+
+class GpuReserve:
+    """A process that reserves the GPU's memory, so that others find less of it free.
+
+    Args:
+        python: with torch.
+    """
+
+    def __init__(self, python: Path) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([python, "-c", RESERVE], **pipes)
+
+    def __enter__(self) -> GpuReserve:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def leave(self, gib: float | None) -> None:
+        """Leave only so many GiB of the memory that is free now; None gives all of it back.
+
+        Raises:
+            OSError: less than that is free.
+        """
+        self._process.stdin.write(f"{'all' if gib is None else gib}\n")
+        self._process.stdin.flush()
+        if not self._process.stdout.readline():
+            raise OSError(f"a card of {gib} GiB cannot be made here; see above")
 
 
 @contextmanager
@@ -31,14 +66,9 @@ def card(gib: int | None, python: Path) -> Iterator[None]:
     if gib is None:
         yield
         return
-    holder = subprocess.Popen([python, "-c", HOLD, str(gib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        if not holder.stdout.readline():
-            raise OSError(f"a card of {gib} GiB cannot be made here; see above")
+    with GpuReserve(python) as reserve:
+        reserve.leave(gib)
         yield
-    finally:
-        holder.kill()
-        holder.wait()
 
 
 class GpuMemory:

@@ -30,13 +30,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from support import server as comfyui
@@ -46,7 +43,8 @@ from ..card import GpuMemory, card
 from .parts import USUAL, RehearsalPart, only, part_named, tiny
 from .prompts import Prompt
 from .results import Result, line, report
-from .running import SECONDS, Lost, brief, load_image, run
+from .running import SECONDS, Lost, brief, load_image, run, with_loader
+from .serving import make_files, serving
 
 
 def main() -> None:
@@ -74,7 +72,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         base = (options.base or Path(temporary)).absolute()
-        make_files(base, parts, options.tiny)
+        kinds = dict.fromkeys(["models", *(file for part in parts for file in part.files)])
+        make_files(base, kinds, options.tiny)
         results = []
         for part in parts:
             for result in rehearse(part, base, options, until):
@@ -85,16 +84,6 @@ def main() -> None:
     sys.exit(any(result.failure for result in results))
 
 
-def make_files(base: Path, parts: list[RehearsalPart], tiny: bool) -> None:
-    """Make the files that these parts need, with ComfyUI's Python."""
-    found = comfyui.find_comfyui()
-    kinds = ["models", *dict.fromkeys(file for part in parts for file in part.files)]
-    maker = [comfyui.comfyui_python(found), "-m", "benchmarks.rehearsal.files", base, *kinds, "--comfyui", found]
-    environment = {**os.environ, "PYTHONPATH": str(comfyui.PACK)}
-    if subprocess.run([*maker, *(["--tiny"] if tiny else [])], check=False, env=environment).returncode:
-        sys.exit("the files could not be made; see above")
-
-
 def rehearse(part: RehearsalPart, base: Path, options: argparse.Namespace, until: float) -> Iterator[Result]:
     """The results of a part's prompts; after a lost server another one takes the rest."""
     waiting = list(part.prompts)
@@ -102,28 +91,11 @@ def rehearse(part: RehearsalPart, base: Path, options: argparse.Namespace, until
     try:
         with card(part.gib, comfyui.comfyui_python(comfyui.find_comfyui())), GpuMemory(not options.tiny) as gpu:
             while waiting and time.monotonic() < until:
-                with serving(part, base, options) as server:
+                with serving(part.name, base, options.output, static=part.static, cpu=options.tiny) as server:
                     yield from run_prompts(part, waiting, server, gpu, options.tiny, until)
     except (Failed, OSError, SystemExit) as error:  # no such card, or no server
         why = brief(error)
     yield from (Result(part.name, prompt.name, failure=why) for prompt in waiting)
-
-
-@contextmanager
-def serving(part: RehearsalPart, base: Path, options: argparse.Namespace) -> Iterator[Server]:
-    """A ComfyUI server for this part, without its frontend, whose log goes into the output folder."""
-    page = base / "page/index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("<html></html>", encoding="utf-8")
-    flags = ["--front-end-root", str(page.parent), "--disable-api-nodes"]
-    flags += ["--disable-dynamic-vram"] if part.static else []
-    try:
-        with comfyui.serving(base, *flags, cpu=options.tiny) as server:
-            print(f"--- {part.name}: {described(server)}", flush=True)
-            yield server
-    finally:
-        with (options.output / f"{part.name}.log").open("a") as log:
-            log.write((base / "comfyui.log").read_text(errors="replace"))
 
 
 def run_prompts(
@@ -134,9 +106,7 @@ def run_prompts(
     lost = False
     while waiting and not lost and time.monotonic() < until:
         result = Result(part.name, waiting[0].name)
-        prompt = waiting.pop(0).build(tiny)
-        for node in prompt.values():
-            node["class_type"] = loader if node["class_type"] == "LoadImage" else node["class_type"]
+        prompt = with_loader(waiting.pop(0).build(tiny), loader)
         gpu.peak, begin = 0.0, time.monotonic()
         try:
             result.pictures = run(server, prompt, min(SECONDS, until - begin))
@@ -146,16 +116,6 @@ def run_prompts(
             result.failure = brief(f"{error}\n{server.log.read_text(errors='replace')[-250:]}" if lost else error)
         result.seconds, result.gpu = time.monotonic() - begin, gpu.peak
         yield result
-
-
-def described(server: Server) -> str:
-    """Card, versions and commit."""
-    stats = server.get("/system_stats")
-    git = subprocess.run(["git", "-C", comfyui.PACK, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return (
-        f"{stats['devices'][0]['name']}, ComfyUI {stats['system']['comfyui_version']}, "
-        f"torch {stats['system']['pytorch_version']}, commit {git.stdout.strip() or 'unknown'}"
-    )
 
 
 if __name__ == "__main__":

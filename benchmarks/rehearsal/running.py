@@ -59,6 +59,13 @@ def load_image(server: Server) -> str:
     return "LoadImage"
 
 
+def with_loader(prompt: dict, loader: str) -> dict:
+    """A prompt with another node in place of Load Image."""
+    for node in prompt.values():
+        node["class_type"] = loader if node["class_type"] == "LoadImage" else node["class_type"]
+    return prompt
+
+
 def refusal(answer: str) -> str:
     """The errors in an answer of ``/prompt``."""
     try:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from ..files.atomic import atomic_write
+from ..files.writing import write_pickle
 from ..model.adapter import AdapterConfig, CharacterAdapter
 from .flow import CharacterFlow
 from .losses import LEVELS
@@ -72,8 +72,7 @@ class Checkpoint:
                 "average": progress.average,
                 "losses": progress.losses,
             }
-            with atomic_write(self._folder / STATE) as partial:
-                torch.save(state, partial)
+            write_pickle(self._folder / STATE, state)
             self._write_adapter({**weights, **dict(zip(self._names, progress.average))})
         accelerator.wait_for_everyone()
 

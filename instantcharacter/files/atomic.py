@@ -66,7 +66,7 @@ def check_replaceable(path: str | Path, kind: str, is_kind: Callable[[Path], boo
 
 @contextmanager
 def _own_folder(path: Path) -> Iterator[Path]:
-    """A new folder in ``.NAME.part`` beside ``path``; afterwards both are gone, the latter if no other writer has it."""
+    """A new folder in ``.NAME.part`` beside ``path``; both go afterwards, the latter if no other writer has it."""
     shared = path.with_name(f".{path.name}.part")
     folder = shared / uuid4().hex
     for last in (False, False, False, True):

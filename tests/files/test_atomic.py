@@ -104,7 +104,10 @@ def test_threads_that_write_one_name_do_not_disturb_each_other(tmp_path):
 
 @pytest.mark.parametrize("named", ["not at all", "by the partial file"])
 def test_error_of_the_system_names_the_file(tmp_path, named):
-    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'$"), atomic_write(tmp_path / "a.txt") as partial:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'$"),
+        atomic_write(tmp_path / "a.txt") as partial,
+    ):
         raise OSError(28, "No space left on device", *([] if named == "not at all" else [str(partial)]))
 
 

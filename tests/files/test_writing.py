@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import os
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ def test_full_disk_is_the_systems_error_with_the_path(tmp_path, write, room):
     assert raised.value.errno == errno.EFBIG
     assert raised.value.filename == str(path)
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("error", [SafetensorError("no number"), RuntimeError("no number")])

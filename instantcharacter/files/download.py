@@ -68,20 +68,21 @@ def adapter_file(source: str) -> Path:
     """The path of an adapter's file.
 
     Args:
-        source: a ``.bin`` or ``.safetensors`` file, or a folder or hub repository with the released one.
+        source: a file, or a folder or hub repository with the released one.
 
     Raises:
         OSError: the hub cannot be reached, or has no such repository or file.
     """
-    if Path(source).suffix in (".bin", ".safetensors"):
-        return Path(source)
-    if Path(source).is_dir():
-        return Path(source, ADAPTER_FILE)
+    path = Path(source)
+    if path.is_dir():
+        return path / ADAPTER_FILE
+    if path.exists() or path.suffix in (".bin", ".safetensors"):
+        return path
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.hf_hub_download(source, ADAPTER_FILE))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name of a repository
         raise OSError(
             f"{ADAPTER_FILE} of {source} could not be fetched ({first_line(error)}) Fetch it by hand from "
             f"https://huggingface.co/{source} and give its path."

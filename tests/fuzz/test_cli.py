@@ -162,8 +162,8 @@ GENERATE = {
     **ENCODE,
     **dict.fromkeys(("--character", "--reference", "--save-character", "--clip-l", "--t5", "--vae"), paths),
     **dict.fromkeys(("--scale", "--scale-double", "--scale-single", "--steps", "--guidance", "--seed"), numbers),
-    "--cache": numbers, "--vram": numbers, "--size": st.sampled_from(SIZES), "--grid": st.sampled_from(AXES), "--lora": loras,
-    "--model": models, "--offload": names, "--prompt": texts,
+    "--cache": numbers, "--vram": numbers, "--size": st.sampled_from(SIZES), "--grid": st.sampled_from(AXES),
+    "--lora": loras, "--model": models, "--offload": names, "--prompt": texts,
 }  # fmt: skip
 SWITCHES = st.sampled_from(("--fp8", "--fp8-fast", "--compile", "--folded", "--gone", "--prom", "--s"))
 

@@ -256,7 +256,7 @@ def is_picture(data: bytes) -> bool:
     return data.startswith(b"\x89PNG")
 
 
-def changes_are_right(folder: Path, before: dict[str, bytes], printed: str, said: str) -> bool:
+def changes_are_right(folder: Path, before: dict[str, bytes], printed: str, announced: str) -> bool:
     """Whether each file that is new or changed was announced, is whole, and replaced its kind or an empty one."""
     after = contents(folder)
     assert before.keys() <= after.keys()
@@ -274,16 +274,16 @@ def changes_are_right(folder: Path, before: dict[str, bytes], printed: str, said
             assert not old
             assert path.suffix in (".safetensors", ".bin")
     assert not [name for name in after if ".part" in name]
-    return len([line for line in printed.splitlines() if said in line]) >= len(changed)
+    return len([line for line in printed.splitlines() if announced in line]) >= len(changed)
 
 
-def judge(outcomes: Outcomes, folder: Path, arguments: list[str], said: str = "wrote ") -> None:
+def judge(outcomes: Outcomes, folder: Path, arguments: list[str], announced: str = "wrote ") -> None:
     """A command line does what it says, or is refused and changes no file that was there."""
     before = contents(folder)
 
     def is_right(printed: str) -> bool:
         helps = printed.startswith("usage: ")
-        return helps or (changes_are_right(folder, before, printed, said) and said in printed)
+        return helps or (changes_are_right(folder, before, printed, announced) and announced in printed)
 
     if outcomes.judge(lambda: run_command(arguments), is_right) == "clear":
         after = contents(folder)
@@ -335,7 +335,7 @@ def test_demo(outcomes, fresh, arguments):
     folder=st.sampled_from(["folder", ".", "far"]) | paths,
 )
 def test_download(outcomes, fresh, names, folder):
-    judge(outcomes, fresh(), ["download", *names, f"--models={folder}"], said=": ")
+    judge(outcomes, fresh(), ["download", *names, f"--models={folder}"], announced=": ")
 
 
 @given(

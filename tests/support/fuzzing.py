@@ -56,14 +56,14 @@ def run_command(arguments: Sequence[str]) -> str:
             status: Any = command_line.main(arguments)
         except SystemExit as stop:
             status = stop.code
-    printed, said = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    printed, on_stderr = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
     if status == 0:
         return printed
-    lines = [line for line in said.splitlines() if "error: " in line]
-    assert status in (1, 2), f"status {status}: {said}"
-    assert len(lines) == 1, f"{len(lines)} lines of error: {said}"
-    assert not errors or said.splitlines()[-1] == lines[0], f"more lines than one: {said}"
-    assert "Traceback" not in said, said
+    lines = [line for line in on_stderr.splitlines() if "error: " in line]
+    assert status in (1, 2), f"status {status}: {on_stderr}"
+    assert len(lines) == 1, f"{len(lines)} lines of error: {on_stderr}"
+    assert not errors or on_stderr.splitlines()[-1] == lines[0], f"more lines than one: {on_stderr}"
+    assert "Traceback" not in on_stderr, on_stderr
     if errors and not is_raised_by_the_pack(errors[0]) and getattr(errors[0], "filename", None) is None:
         raise errors[0]
     raise Refused(lines[0])

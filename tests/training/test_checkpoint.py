@@ -45,11 +45,11 @@ def saved(config):
     return config
 
 
-@pytest.mark.parametrize("kept", [1, 2, 3])
-def test_the_last_states_stay(saved, tmp_path, kept):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_last_states_stay(saved, tmp_path, count):
     output = tmp_path / "some"
-    train(replace(saved, output=output, keep_states=kept))
-    assert states(output) == dict(list({"state.1.pt": 3, "state.2.pt": 2, "state.pt": 4}.items())[: kept - 1]) | {
+    train(replace(saved, output=output, keep_states=count))
+    assert states(output) == dict(list({"state.1.pt": 3, "state.2.pt": 2, "state.pt": 4}.items())[: count - 1]) | {
         "state.pt": 4
     }
 
@@ -61,13 +61,13 @@ def test_a_broken_newest_state_falls_back_to_the_one_before_and_says_so(saved, t
     with caplog.at_level(logging.WARNING):
         resumed = train(saved)
     assert equal(weights(whole), weights(resumed))
-    said = [record.getMessage() for record in caplog.records if "goes on from" in record.getMessage()]
+    messages = [record.getMessage() for record in caplog.records if "goes on from" in record.getMessage()]
     if how == "missing":
-        assert not said
+        assert not messages
     else:
-        assert len(said) == 1
-        assert str(saved.output / "state.pt") in said[0]
-        assert said[0].endswith("The training goes on from state.1.pt, step 2.")
+        assert len(messages) == 1
+        assert str(saved.output / "state.pt") in messages[0]
+        assert messages[0].endswith("The training goes on from state.1.pt, step 2.")
 
 
 @pytest.mark.parametrize("how", [how for how in SPOILED if how != "missing"])

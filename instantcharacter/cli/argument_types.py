@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ..files.catalog import FILES
 from ..model.strength import Scale, Strength
+
+Number = TypeVar("Number", int, float)
+LARGEST = 16384
+"""Pixels of a picture's side at most, as in ComfyUI."""
 
 
 def file_name(text: str) -> str:
@@ -17,13 +23,31 @@ def file_name(text: str) -> str:
     return text
 
 
+def prompt(text: str) -> str:
+    """A text of whole letters; bytes that are not UTF-8 come as halves of letters."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ArgumentTypeError(f"{text[:99]!r}: expected a text in UTF-8")
+    return text
+
+
 def number(low: float, high: float) -> Callable[[str], float]:
     """A type for numbers between two bounds, both allowed."""
+    return _between(float, "a number", low, high)
 
-    def parse(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:  # false for NaN, too
-            raise ArgumentTypeError(f"{text}: expected {low} to {high}")
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A type for whole numbers between two bounds, both allowed."""
+    return _between(int, "a whole number", low, high)
+
+
+def _between(kind: type[Number], name: str, low: float, high: float) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:  # false for NaN, too
+            raise ArgumentTypeError(f"{text[:99]!r}: expected {name}, {low} to {high}")
         return value
 
     return parse
@@ -39,33 +63,25 @@ def scale(text: str) -> Scale:
     return Strength(*map(number(0, 10), values))
 
 
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A type for whole numbers between two bounds, both allowed."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ArgumentTypeError(f"{text}: expected {low} to {high}")
-        return value
-
-    return parse
-
-
 def size(text: str) -> tuple[int, int]:
     """Width and height from WIDTHxHEIGHT, or from one number for a square."""
-    sides = text.lower().split("x") if "x" in text.lower() else [text, text]
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) and int(side) % 16 == 0 for side in sides):
-        raise ArgumentTypeError(f"{text}: expected WIDTHxHEIGHT in multiples of 16, such as 1024x768")
-    return int(sides[0]), int(sides[1])
+    sides = re.fullmatch(r"([0-9]{2,5})(?:x([0-9]{2,5}))?", text.lower())
+    width, height = (int(side) for side in (sides[1], sides[2] or sides[1])) if sides else (0, 0)
+    if width % 16 or height % 16 or not (0 < width <= LARGEST and 0 < height <= LARGEST):
+        raise ArgumentTypeError(
+            f"{text[:99]!r}: expected WIDTHxHEIGHT in multiples of 16 up to {LARGEST}, such as 1024x768"
+        )
+    return width, height
 
 
 def lora(text: str) -> tuple[Path, float]:
     """Path and weight from FILE or FILE:WEIGHT. A colon before anything but a weight belongs to the file's name."""
     path, colon, weight = text.rpartition(":")
     try:
-        return (Path(path), number(-10, 10)(weight)) if colon else (Path(text), 1.0)
+        float(weight)
     except ValueError:
-        return Path(text), 1.0
+        colon = ""
+    return (Path(path), number(-10, 10)(weight)) if colon else (Path(text), 1.0)
 
 
 def axis(text: str) -> tuple[str, tuple[float, ...]]:

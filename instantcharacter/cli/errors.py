@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,13 @@ from ..files.errors import first_line
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message, and for a full GPU which options take less memory."""
+    """The first line of an error's message, printable, and for a full GPU which options take less memory."""
     message = first_line(error)
     if "out of memory" in message:
-        return f"{message} Try --vram with less, --offload sequential, or a smaller --size."
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.strerror}: {error.filename}"
-    return message
+        message = f"{message} Try --vram with less, --offload sequential, or a smaller --size."
+    elif isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.strerror}: {os.fsdecode(error.filename)}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..files import catalog
-from .argument_types import axis, file_name, lora, number, scale, size, whole_number
+from .argument_types import axis, file_name, lora, number, prompt, scale, size, whole_number
 from .options import (
     CACHE_THRESHOLD,
     SIZE,
@@ -64,7 +64,7 @@ def _add_generate(commands: Any) -> None:
     add("--character", type=Path, action="append", default=[], metavar="FILE",
         help="a saved character, in place of a reference; repeat for several")  # fmt: skip
     add("--save-character", type=Path, metavar="FILE", help="save the reference's character")
-    add("--prompt", required=True, help="text that describes the picture")
+    add("--prompt", type=prompt, required=True, help="text that describes the picture")
     add("--output", type=Path, required=True, metavar="OUT.png")
     add("--scale", type=scale, nargs="+", default=[0.9],
         help="strength, 0.6 to 1 (0.9), or START:MIDDLE:END of one that changes over the steps; one for all, or one "

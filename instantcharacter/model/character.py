@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.atomic import atomic_write, check_replaceable
+from ..files.atomic import check_replaceable
 from ..files.reading import read_header, read_safetensors
+from ..files.writing import write_safetensors
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
@@ -89,8 +89,7 @@ class Character:
             OSError: the disk is full or read-only.
         """
         check_replaceable(path, "a character", is_character)
-        with atomic_write(path) as partial:
-            save_file(self._tensors(), partial, self._metadata())
+        write_safetensors(path, self._tensors(), self._metadata())
 
     @classmethod
     def load(cls, path: str | Path) -> Character:

@@ -15,12 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.atomic import atomic_write
 from ..files.reading import read_pickle, read_safetensors
+from ..files.writing import write_pickle, write_safetensors
 from .config import AdapterConfig
 
 logger = logging.getLogger(__name__)
@@ -118,14 +116,13 @@ def write_checkpoint(
         prefix: {key.partition(".")[2]: tensor for key, tensor in weights.items() if key.startswith(f"{module}.")}
         for prefix, module in PREFIXES.items()
     }
-    with atomic_write(path) as partial:
-        if path.suffix == ".bin":
-            torch.save(parts, partial)
-        else:
-            flat = {f"{prefix}.{key}": t.contiguous() for prefix, part in parts.items() for key, t in part.items()}
-            kind = FOLDED_FORMAT if folded else FORMAT
-            metadata = {"format": kind, "config": json.dumps(asdict(config)), "fingerprint": fingerprint}
-            save_file(flat, partial, metadata)
+    if path.suffix == ".bin":
+        write_pickle(path, parts)
+        return
+    flat = {f"{prefix}.{key}": t.contiguous() for prefix, part in parts.items() for key, t in part.items()}
+    kind = FOLDED_FORMAT if folded else FORMAT
+    metadata = {"format": kind, "config": json.dumps(asdict(config)), "fingerprint": fingerprint}
+    write_safetensors(path, flat, metadata)
 
 
 def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:

@@ -1,7 +1,8 @@
-"""The files of a training: the state to resume from, and the adapter."""
+"""The files of a training: the states to resume from, and the adapter."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +13,19 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from ..files.atomic import atomic_write
+from ..files.atomic import check_writable
+from ..files.reading import read_pickle
+from ..files.writing import write_pickle
 from ..model.adapter import AdapterConfig, CharacterAdapter
 from .flow import CharacterFlow
 from .losses import LEVELS
 
+logger = logging.getLogger(__name__)
+
 STATE, ADAPTER = "state.pt", "adapter.safetensors"
+EXPECTED = "the state of a training"
+PARTS = {"step": int, "positions": list, "weights": dict, "optimizer": dict, "average": list, "losses": Tensor}
+"""What a state holds, and of which types."""
 GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 """Trained weights only, gathered from FSDP's shards into host memory."""
 
@@ -44,18 +52,26 @@ class Checkpoint:
 
     Args:
         folder: the folder.
+        states: how many states it keeps.
         sizes: the adapter's.
         names: names of the trained weights in the flow → in the adapter.
     """
 
-    def __init__(self, folder: Path, sizes: AdapterConfig, names: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, states: int, sizes: AdapterConfig, names: Mapping[str, str]) -> None:
         self._folder = folder
+        self._states = state_files(folder, states)
         self._sizes = sizes
         self._names = names
 
     @property
     def adapter(self) -> Path:
         return self._folder / ADAPTER
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the adapter is not older than the newest state: a killed process may have written the state alone."""
+        newest = next(path for path in self._states if path.is_file())
+        return self.adapter.is_file() and self.adapter.stat().st_mtime_ns >= newest.stat().st_mtime_ns
 
     def save(
         self, accelerator: Accelerator, flow: CharacterFlow, optimizer: torch.optim.Optimizer, progress: Progress
@@ -72,21 +88,20 @@ class Checkpoint:
                 "average": progress.average,
                 "losses": progress.losses,
             }
-            with atomic_write(self._folder / STATE) as partial:
-                torch.save(state, partial)
+            self._write_state(state)
             self._write_adapter({**weights, **dict(zip(self._names, progress.average))})
         accelerator.wait_for_everyone()
 
     def load(self, accelerator: Accelerator, flow: CharacterFlow, optimizer: torch.optim.Optimizer) -> Progress:
-        """Restore weights and moments from the state file; without one, a training is at its beginning.
+        """Restore weights and moments from the newest good state; without any, a training is at its beginning.
 
         Raises:
-            ValueError: the state is of an adapter of other sizes.
+            ValueError: no state is good, or it is of an adapter of other sizes.
         """
-        path = self._folder / STATE
-        if not path.is_file():
+        paths = [path for path in self._states if path.is_file()]
+        if not paths:
             return Progress()
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        path, state = _newest_good(paths)
         for key in ("weights", "optimizer"):
             state[key] = _with_current_names(state[key])
         shapes = {name: parameter.shape for name, parameter in flow.named_parameters() if name in self._names}
@@ -104,11 +119,68 @@ class Checkpoint:
         position = positions[accelerator.process_index] if same else max(positions)
         return Progress(state["step"], position, state["average"], state["losses"])
 
+    def _write_state(self, state: dict[str, Any]) -> None:
+        """Write a state beside the others, and only then let each take the name of the one before it."""
+        written = self._folder / f"next.{STATE}"
+        write_pickle(written, state)
+        for older, path in zip(self._states[::-1], [*self._states[-2::-1], written]):
+            if path.is_file():
+                path.replace(older)
+
     def _write_adapter(self, weights: dict[str, Any]) -> None:
         with torch.device("meta"):
             adapter = CharacterAdapter(self._sizes)
         adapter.load_state_dict({self._names[name]: weight for name, weight in weights.items()}, assign=True)
         adapter.save(self.adapter)
+
+
+def check_output(folder: Path, states: int) -> None:
+    """Raise ``OSError`` unless a training can write into a folder without replacing what is not its own."""
+    check_writable(folder / STATE)
+    if (folder / ADAPTER).exists() and not any(path.is_file() for path in state_files(folder, states)):
+        raise FileExistsError(
+            f"{folder / ADAPTER} is there already, without the {STATE} of its training: move it, or name another output"
+        )
+
+
+def state_files(folder: Path, states: int) -> list[Path]:
+    """The paths of a training's states, the newest first."""
+    return [folder / STATE, *(folder / f"{Path(STATE).stem}.{number}.pt" for number in range(1, states))]
+
+
+def _newest_good(paths: list[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first state that can be read and is finite, and its path."""
+    faults: list[ValueError] = []
+    for path in paths:
+        try:
+            state = _read_state(path)
+        except ValueError as error:
+            faults.append(error)
+            continue
+        if faults:
+            logger.warning("%s The training goes on from %s, step %d.", faults[0], path.name, state["step"])
+        return path, state
+    raise ValueError(f"{faults[0]} No other state is good: name another output to begin anew.") from faults[0]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The content of a state's file; raises ``ValueError`` unless it is whole and finite."""
+    state = read_pickle(path, EXPECTED)
+    parts = {name: type(part) for name, part in state.items()} if isinstance(state, dict) else {}
+    if wrong := [name for name, kind in PARTS.items() if not issubclass(parts.get(name, type(None)), kind)]:
+        raise ValueError(f"{path} lacks {', '.join(wrong)}. Expected {EXPECTED}.")
+    if not _is_finite(state):
+        raise ValueError(f"{path} has numbers that are not finite: its training diverged.")
+    return state
+
+
+def _is_finite(state: Any) -> bool:
+    """Whether all numbers of a state are finite."""
+    if isinstance(state, Tensor):
+        return not state.is_floating_point() or bool(state.isfinite().all())
+    if isinstance(state, dict | list):
+        return all(_is_finite(item) for item in (state.values() if isinstance(state, dict) else state))
+    return True
 
 
 def _with_current_names(state: Any) -> Any:

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files.errors import first_few
 from ..files.reading import read_pickle, read_safetensors
 from .attn_processor import compute_dtype
 from .layout import AROUND_BLOCKS, BLOCKS, QKV, SWAPPED, TEXT_QKV, split_rows
-from .lora_kinds import CONTROL, OTHER_MODEL, first_few, kind_of, refusal
+from .lora_kinds import CONTROL, OTHER_MODEL, kind_of, refusal
 from .pipeline import CharacterPipelineMixin
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files.pictures import Picture, thumbnail
+from ..files.reading import check_finite
 from .attention import CharacterAttention, FoldedCharacterAttention
 from .character import Character
 from .checkpoint import check_complete, read_checkpoint, write_checkpoint
@@ -18,6 +19,7 @@ from .features import CharacterFeatures
 from .projector import CharacterProjector
 from .resampler import FOLDED_CHANNELS
 
+DAMAGED = "a file of weights is damaged: fetch the adapter, SigLIP and DINOv2 again"
 SAMPLES = 16
 """Values of each weight that a fingerprint is computed from."""
 
@@ -112,8 +114,8 @@ class CharacterAdapter(nn.Module):
             picture: saved with the character as its thumbnail.
 
         Raises:
-            ValueError: no features, features of another width than this adapter's, a batch of pictures in one, or a
-                folded adapter.
+            ValueError: no features, features of another width than this adapter's, a batch of pictures in one, a
+                folded adapter, or weights that make no finite features.
         """
         self.check_whole("make a character")
         if not references:
@@ -123,6 +125,8 @@ class CharacterAdapter(nn.Module):
                 raise ValueError(f"features are of one picture, not of {pictures}: pass each picture's as an argument")
         weight = self.projector.proj.fc1.weight
         fused = [self.projector.fuse(*(tensor.to(weight) for tensor in features)) for features in references]
+        for each in fused:
+            check_finite(each, "the encoders and the adapter make features", DAMAGED)
         return Character(torch.cat(fused, dim=1), self.fingerprint(), None if picture is None else thumbnail(picture))
 
     def check_whole(self, purpose: str) -> None:

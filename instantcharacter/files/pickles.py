@@ -2,7 +2,7 @@
 
 A pickle is a program for a stack. Here its instructions act on data alone: the name of a function stays a name, and of
 the calls only those that torch writes for plain tensors and dictionaries have a meaning. So the reading is as safe with
-any version of torch. The file is a zip of the program and of one entry for each tensor's bytes, which are memory-mapped:
+any version of torch. The file is a zip of the program and of an entry for each tensor's bytes, which are memory-mapped:
 an entry has to be stored as it is, and to be as long as its tensors say.
 """
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 LONGEST = 300
 """Characters of a quotation from a file."""
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 100
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -26,7 +28,7 @@ def escaped(text: str | Path) -> str:
 
 def quoted(value: object) -> str:
     """The beginning of a value from a file, for a message: a text as it is, another one as Python writes it."""
-    text = value if isinstance(value, str) else reprlib.repr(value)
+    text = value if isinstance(value, str) else SHORT.repr(value)
     return escaped(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
 

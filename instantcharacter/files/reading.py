@@ -142,7 +142,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: the file does not exist.
         ValueError: the file is cut off, or holds no object.
     """
-    check_file(path, "JSON")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {escaped(path)}: fetch its folder again")
     if (length := Path(path).stat().st_size) > LONGEST_JSON:
         raise ValueError(f"{escaped(path)} has {length} bytes; a model's JSON has {LONGEST_JSON} at most")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from ..files.atomic import atomic_write
+from ..files.errors import first_line, quoted
+from ..files.model_config import fitting
+from ..files.reading import check_finite, check_weights, read_pickle, unexpected
 from ..model.adapter import AdapterConfig, CharacterAdapter
 from .flow import CharacterFlow
 from .losses import LEVELS
 
+EXPECTED = "the state of a training, which it writes itself: remove the file, or name another output"
 STATE, ADAPTER = "state.pt", "adapter.safetensors"
 GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 """Trained weights only, gathered from FSDP's shards into host memory."""
@@ -81,34 +85,63 @@ class Checkpoint:
         """Restore weights and moments from the state file; without one, a training is at its beginning.
 
         Raises:
-            ValueError: the state is of an adapter of other sizes.
+            ValueError: the state is of an adapter of other sizes, damaged, or has numbers that are not finite.
         """
         path = self._folder / STATE
         if not path.is_file():
             return Progress()
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        for key in ("weights", "optimizer"):
-            state[key] = _with_current_names(state[key])
+        state = read_pickle(path, EXPECTED)
         shapes = {name: parameter.shape for name, parameter in flow.named_parameters() if name in self._names}
-        if {name: weight.shape for name, weight in state["weights"].items()} != shapes:
-            raise ValueError(f"{path} is of an adapter of other sizes: remove it, or name another output")
-        set_state_dict(
-            flow,
-            optimizer,
-            model_state_dict=state["weights"],
-            optim_state_dict=state["optimizer"],
-            options=replace(GATHERED, strict=False),  # FLUX's weights are not in it
-        )
-        positions = state["positions"]
-        same = len(positions) == accelerator.num_processes
-        position = positions[accelerator.process_index] if same else max(positions)
-        return Progress(state["step"], position, state["average"], state["losses"])
+        try:
+            for key in ("weights", "optimizer"):
+                state[key] = _with_current_names(state[key])
+            if {name: weight.shape for name, weight in state["weights"].items()} != shapes:
+                raise ValueError(f"{path} is of an adapter of other sizes: remove it, or name another output")
+            progress = _progress(state, list(shapes.values()), accelerator)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise unexpected(
+                path, f"lacks a part, or has one of another kind ({first_line(error)})", EXPECTED
+            ) from error
+        check_weights(state["weights"], path, EXPECTED)
+        for tensor in _tensors(state):
+            check_finite(tensor, f"{path} has numbers", "its training has failed; remove it, or name another output")
+        with fitting(path, EXPECTED):
+            set_state_dict(
+                flow,
+                optimizer,
+                model_state_dict=state["weights"],
+                optim_state_dict=state["optimizer"],
+                options=replace(GATHERED, strict=False),  # FLUX's weights are not in it
+            )
+        return progress
 
     def _write_adapter(self, weights: dict[str, Any]) -> None:
         with torch.device("meta"):
             adapter = CharacterAdapter(self._sizes)
         adapter.load_state_dict({self._names[name]: weight for name, weight in weights.items()}, assign=True)
         adapter.save(self.adapter)
+
+
+def _progress(state: Mapping[str, Any], shapes: list[torch.Size], accelerator: Accelerator) -> Progress:
+    """The progress in a state, checked."""
+    positions, average, losses = state["positions"], state["average"], state["losses"]
+    same = len(positions) == accelerator.num_processes
+    position = positions[accelerator.process_index] if same else max(positions)
+    progress = Progress(state["step"], position, average, losses)
+    if not all(type(number) is int and number >= 0 for number in (progress.step, progress.position)):
+        raise TypeError(f"step {quoted(progress.step)}, position {quoted(position)}")
+    if losses.shape != Progress().losses.shape or (average and [each.shape for each in average] != shapes):
+        raise TypeError("losses, or averages, of another shape")
+    return progress
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """The tensors of numbers in a state, those of bytes aside, which 8-bit optimizers have."""
+    if isinstance(state, (dict, list)):
+        for item in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(item)
+    elif isinstance(state, Tensor) and state.is_floating_point():
+        yield state
 
 
 def _with_current_names(state: Any) -> Any:

@@ -126,8 +126,8 @@ class _Program:
 
     def _read(self, name: str) -> bytes:
         info = self._entries[f"{self._root}/{name}"]
-        if info.flag_bits & 1 or info.file_size > LONGEST:
-            raise ValueError(f"{name} is encrypted, or longer than {LONGEST} bytes")
+        if info.flag_bits & 1 or info.file_size > LONGEST or info.header_offset < 0:
+            raise ValueError(f"{name} is encrypted, longer than {LONGEST} bytes, or before the file")
         return self._archive.read(info)
 
     # Instructions
@@ -219,7 +219,7 @@ class _Program:
     def _bytes(self, key: str, length: int) -> torch.UntypedStorage:
         """The bytes of an entry, memory-mapped."""
         info = self._entries[f"{self._root}/data/{key}"]
-        if info.file_size != length or info.flag_bits & 1:
+        if info.file_size != length or info.flag_bits & 1 or info.header_offset < 0:
             raise ValueError(f"data/{quoted(key)} has {info.file_size} bytes, its tensors have {length}")
         self._file.seek(info.header_offset)
         signature, name, extra = struct.unpack("<4s22xHH", self._file.read(30))

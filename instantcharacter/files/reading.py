@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import pickles
 from .errors import escaped, first_few, first_line, quoted
@@ -92,6 +92,7 @@ def check_weights(weights: Mapping[str, Any], path: str | Path, expected: str) -
         raise unexpected(path, f"has weights that are empty or no floating-point numbers: {found}", expected)
 
 
+@torch.no_grad()
 def check_finite(values: Tensor, found: str, advice: str) -> None:
     """Raise ``ValueError`` for NaN, infinities, and numbers with infinite squares: they end in black pictures.
 
@@ -107,6 +108,12 @@ def check_finite(values: Tensor, found: str, advice: str) -> None:
     low, high = torch.aminmax(values.float() if values.itemsize == 1 else values)
     if not (low.item() >= -LARGEST and high.item() <= LARGEST):
         raise ValueError(f"{found} from {low.item():g} to {high.item():g}; expected finite numbers: {advice}")
+
+
+def check_module(module: nn.Module, found: str, advice: str) -> None:
+    """:func:`check_finite` for a module's parameters: attention on a CPU takes NaN in them for zeros, in silence."""
+    for name, parameter in module.named_parameters():
+        check_finite(parameter, f"{found} ({name})", advice)
 
 
 def unexpected(path: str | Path, problem: str, expected: str) -> ValueError:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files.errors import escaped
 from ..files.pictures import Picture, thumbnail
-from ..files.reading import check_finite
+from ..files.reading import check_finite, check_module
 from .attention import CharacterAttention, FoldedCharacterAttention
 from .character import Character
 from .checkpoint import check_complete, read_checkpoint, write_checkpoint
@@ -79,7 +80,8 @@ class CharacterAdapter(nn.Module):
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is empty, cut off, of another kind, or lacks weights of these sizes.
+            ValueError: the file is empty, cut off, of another kind, or lacks weights of these sizes; or the weights that
+                every picture needs, the resampler's, are not finite. The others are checked where they are first used.
         """
         weights, saved_config, fingerprint, folded = read_checkpoint(Path(path))
         with torch.device("meta"):
@@ -88,6 +90,7 @@ class CharacterAdapter(nn.Module):
         in_file = {name: weights[f"projector.{name}"] for name, _ in adapter.projector.named_parameters()}
         state = {key: weights[key].to(device=device, dtype=dtype) for key in adapter.state_dict()}
         adapter.load_state_dict(state, assign=True)
+        check_module(adapter.projector.resampler, f"{escaped(path)} has weights", "fetch the file again")
         adapter.keep_fingerprint(fingerprint or _digest(adapter.projector, _samples(in_file)))
         return adapter.eval()
 
@@ -123,6 +126,7 @@ class CharacterAdapter(nn.Module):
         for features in references:
             if (pictures := len(features.low_res_deep)) != 1:
                 raise ValueError(f"features are of one picture, not of {pictures}: pass each picture's as an argument")
+        check_module(self.projector, "the adapter has weights", DAMAGED)
         weight = self.projector.proj.fc1.weight
         fused = [self.projector.fuse(*(tensor.to(weight) for tensor in features)) for features in references]
         for each in fused:

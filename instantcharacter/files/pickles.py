@@ -1,8 +1,8 @@
 """Reading of ``torch.save`` files: tensors, numbers, texts and containers, memory-mapped; no code in them is run.
 
 torch's own restricted reader does it. Before, the file's program is checked without running it: its names, its
-instructions, and its length. Afterwards its tensors are: that reader takes packed bytes for numbers, and reads beyond an
-entry that is too short.
+instructions, and its length. Afterwards its tensors are checked: that reader takes packed bytes for numbers, and reads
+beyond an entry that is too short.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ NAMES = {
 """The names of modules and what is in them that a program may hold: those of plain tensors and dictionaries."""
 CALLS = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 """Instructions that call or name what the program computed; torch writes none of them."""
-TEXTS = {"BINUNICODE", "SHORT_BINUNICODE", "GLOBAL"}
-REPEATED = {*TEXTS, "REDUCE"}
-"""Instructions whose results may be in several places: texts, names and tensors. Comparing containers in containers, each
-in two places, never ends."""
+REPEATED = {"BINUNICODE", "SHORT_BINUNICODE", "GLOBAL", "REDUCE"}
+"""Instructions whose results may be in several places: texts, names and tensors. Comparing containers in containers,
+each in two places, never ends."""
 
 
 class Unsafe(ValueError):

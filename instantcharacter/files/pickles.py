@@ -59,7 +59,7 @@ def load(path: Path) -> Any:
             entries = _stored_entries(archive)
             _check_program(_program(archive))
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise ValueError(first_line(error)) from error
     except pickle.UnpicklingError as error:  # its message is advice to load without the restriction
         raise ValueError("its program is damaged") from error
@@ -121,5 +121,6 @@ def _check_tensors(tensors: list[Tensor], entries: Counter[int], length: int) ->
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     if short := [*(Counter(storages.values()) - entries - Counter({0: len(storages)}))]:
         raise ValueError(f"a tensor has {short[0]} bytes, and no part of the file has as many")
-    if sum(tensor.nbytes for tensor in tensors) > 2 * length:
+    repeated = any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in tensors)
+    if repeated or sum(tensor.nbytes for tensor in tensors) > 2 * length:
         raise ValueError("its tensors repeat the same bytes, and are larger than the file")

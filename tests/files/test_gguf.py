@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from instantcharacter.files.gguf import check_header
+from instantcharacter.files.gguf import TENSORS, check_header
 
 NAME = struct.pack("<Q", 1) + b"a"
 
@@ -19,7 +19,7 @@ def file_with(tmp_path, header: bytes, tensors: int, values: int):
 def test_a_header_that_fits_its_file_is_taken(tmp_path):
     values = NAME + struct.pack("<I", 8) + NAME + NAME + struct.pack("<IIQI", 9, 4, 1, 7)
     tensor = NAME + struct.pack("<IQIQ", 1, 8, 0, 0)
-    check_header(file_with(tmp_path, values + tensor + bytes(32), 1, 2), lambda kind, elements: 4 * elements)
+    check_header(file_with(tmp_path, values + tensor + bytes(32), 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,9 @@ def test_a_header_that_fits_its_file_is_taken(tmp_path):
 )
 def test_a_header_that_states_more_than_the_file_is_refused(tmp_path, header, tensors, values, message):
     with pytest.raises(ValueError, match=message):
-        check_header(file_with(tmp_path, header, tensors, values), lambda kind, elements: 4 * elements)
+        check_header(file_with(tmp_path, header, tensors, values))
+
+
+def test_blocks_of_tensors_are_those_of_gguf():
+    gguf = pytest.importorskip("gguf")
+    assert {kind: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)] for kind in TENSORS} == TENSORS

@@ -105,8 +105,7 @@ def test_changed_weights_of_encoders(outcomes, encoder, data):
     changed = data.draw(mutations.edited_safetensors(good))
 
     def is_right(loaded_model) -> bool:
-        said = {array.tobytes() for array in mutations.content_of_safetensors(changed).values()}
-        return all(weight.detach().numpy().tobytes() in said for weight in loaded_model.parameters())
+        return all(weight.detach().numpy().tobytes() in changed for weight in loaded_model.parameters())
 
     whole = data.draw(st.booleans())
     path = folder / "model.safetensors"

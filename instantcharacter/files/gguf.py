@@ -17,7 +17,7 @@ TENSORS = {
     **{2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 20: (32, 18)},
     **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 23: (256, 136)},
 }
-"""The kinds of tensors → elements in a block, and its bytes. Others, which diffusers does not read, have a bit at least."""
+"""The kinds of tensors → elements in a block, and its bytes. diffusers reads no others."""
 MOST = 1 << 20
 """The most values, items of arrays and tensors in a header, and the most bytes of a text."""
 

@@ -6,31 +6,34 @@ The package believes what a header states: it walks through an array of any leng
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 NUMBERS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """The kinds of values → bytes of one; :data:`TEXT` and :data:`ARRAY` are the others."""
 TEXT, ARRAY = 8, 9
+TENSORS = {
+    **{0: (1, 4), 1: (1, 2), 30: (1, 2)},
+    **{2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 20: (32, 18)},
+    **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 23: (256, 136)},
+}
+"""The kinds of tensors → elements in a block, and its bytes. diffusers reads no others."""
 MOST = 1 << 20
 """The most values, items of arrays and tensors in a header, and the most bytes of a text."""
 
 
-def check_header(path: Path, tensor_bytes: Callable[[int, int], int]) -> None:
+def check_header(path: Path) -> None:
     """Check that a header ends, and that its tensors fill no more than the file.
 
     Args:
         path: the file.
-        tensor_bytes: the bytes of a tensor of a kind with a number of elements; raises ``LookupError`` or
-            ``ValueError`` for an unknown kind.
 
     Raises:
         ValueError: the header is damaged; the message is without the path.
     """
     with path.open("rb") as file:
         try:
-            _Header(file, path.stat().st_size).check(tensor_bytes)
+            _Header(file, path.stat().st_size).check()
         except (struct.error, LookupError, UnicodeDecodeError) as error:
             raise ValueError(f"its header is cut off or damaged, at byte {file.tell()}") from error
 
@@ -39,7 +42,7 @@ class _Header:
     def __init__(self, file: BinaryIO, length: int) -> None:
         self._file, self._length, self._items = file, length, 0
 
-    def check(self, tensor_bytes: Callable[[int, int], int]) -> None:
+    def check(self) -> None:
         magic, version, tensors, values = self._read("<4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"it begins with {magic!r}, version {version}; expected GGUF 2 or 3")
@@ -57,7 +60,8 @@ class _Header:
             elements = 1
             for size in sizes:
                 elements *= size
-            total += (used := tensor_bytes(kind, elements))
+            items, length = TENSORS.get(kind, (8, 1))
+            total += (used := elements // items * length)
             if not elements or max(total, offset + used) > self._length:
                 raise ValueError(f"a tensor of {sizes} is empty, or reaches beyond the file")
 

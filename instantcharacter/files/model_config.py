@@ -80,7 +80,9 @@ def fitting(source: str | Path, expected: str) -> Iterator[None]:
     """Context manager that turns errors of other libraries, for files that do not fit, into ``ValueError``."""
     try:
         yield
-    except IN_CONFIG as error:
+    except (*IN_CONFIG, OSError) as error:
+        if isinstance(error, OSError) and not Path(source).exists():  # of the hub, which says what is wrong with it
+            raise
         raise unexpected(source, f"does not fit ({first_line(error)})", expected) from error
 
 

@@ -41,8 +41,8 @@ def check_folder(folder: Path) -> None:
         name = foreign[0] if isinstance(kind, str) else "_class_name"
         entry = f"{quoted(name)}: {quoted(index.get(name))} in model_index.json"
         raise ValueError(
-            f"{escaped(folder)} wants code run that is not diffusers' or transformers' ({entry}), which it is not: take "
-            "FLUX.1 from where it was released"
+            f"{escaped(folder)} wants code run that is not diffusers' or transformers' ({entry}), which it is not: "
+            "take FLUX.1 from where it was released"
         )
     for name, model in PARTS.items():
         if parts.get(name) not in ([model.__module__.partition(".")[0], model.__name__], *NONE.get(name, ())):

@@ -176,17 +176,10 @@ def _load_transformer(path: Path, dtype: torch.dtype, in_fp8: bool) -> FluxTrans
 
 def _read_gguf(path: Path) -> Mapping[str, Any]:
     try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        check_header(path)
+        return load_single_file_checkpoint(str(path))
     except ImportError as error:
         raise ImportError(f"{path.name} needs the package that reads GGUF: pip install gguf") from error
-
-    def tensor_bytes(kind: int, elements: int) -> int:
-        items, length = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        return elements // items * length
-
-    try:
-        check_header(path, tensor_bytes)
-        return load_single_file_checkpoint(str(path))
     except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise unexpected(path, f"is cut off or not a GGUF file ({first_line(error)})", EXPECTED_FLUX) from error
 

@@ -80,8 +80,8 @@ class CharacterAdapter(nn.Module):
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is empty, cut off, of another kind, or lacks weights of these sizes; or the weights that
-                every picture needs, the resampler's, are not finite. The others are checked where they are first used.
+            ValueError: the file is empty, cut off, of another kind, or lacks weights of these sizes; or those of the
+                resampler, which every picture needs, are not finite. The others are checked where they are first used.
         """
         weights, saved_config, fingerprint, folded = read_checkpoint(Path(path))
         with torch.device("meta"):

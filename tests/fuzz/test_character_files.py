@@ -32,8 +32,8 @@ def load_and_save(path) -> tuple[Character, Character]:
 def is_right(data: bytes):
     def judge(characters: tuple[Character, Character]) -> bool:
         character, copy = characters
-        said = mutations.content_of_safetensors(data)["fused"]
-        return mutations.same(character.fused, said) and mutations.finite(character.fused) and character.is_same(copy)
+        stated = mutations.content_of_safetensors(data)["fused"]
+        return mutations.same(character.fused, stated) and mutations.finite(character.fused) and character.is_same(copy)
 
     return judge
 

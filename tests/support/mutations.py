@@ -169,7 +169,11 @@ def content_of_safetensors(data: bytes) -> dict[str, np.ndarray]:
 
 def same(tensor: Tensor, array: np.ndarray | None) -> bool:
     """Whether a tensor has the numbers of an array."""
-    return array is not None and tuple(tensor.shape) == array.shape and np.array_equal(tensor.float().numpy(), array)
+    return (
+        array is not None
+        and tuple(tensor.shape) == array.shape
+        and np.array_equal(tensor.detach().float().numpy(), array)
+    )
 
 
 def finite(*tensors: Tensor) -> bool:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..files.reading import check_finite
 from ..model.character import Character
 from ..model.projector import CharacterProjector
 from ..offload.streaming import on_device
@@ -66,12 +67,19 @@ class TokenCache:
     def resample(
         self, character: Character, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
     ) -> list[Tensor]:
-        """Tokens as :meth:`tokens` returns them, computed and not cached."""
+        """Tokens as :meth:`tokens` returns them, computed and not cached.
+
+        Raises:
+            ValueError: weights that make no finite tokens.
+        """
         tokens: list[Tensor] = []
         with on_device(self._projector.resampler, device) as resampler:
             fused = character.fused.to(resampler.proj_in.weight)
             for i in range(0, len(timesteps), BATCH):
                 batch = torch.tensor(timesteps[i : i + BATCH], device=device)
                 resampled = self._projector.resample(fused, batch, folded=True).to(dtype)
+                check_finite(
+                    resampled, "the character has tokens", "a file of weights is damaged: fetch the adapter again"
+                )
                 tokens += [each.clone() for each in resampled.split(1)]  # a view would keep the whole batch alive
         return tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.atomic import check_replaceable
-from ..files.reading import read_header, read_safetensors
+from ..files.errors import quoted
+from ..files.reading import FLOATS, check_finite, read_header, read_whole, unexpected
 from ..files.writing import write_safetensors
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
+LARGEST = 256 << 20
+"""Bytes of a character's file at most: of 20 reference pictures, in float32."""
+LARGEST_THUMBNAIL = 4096
+"""Pixels of a side."""
 COVER = "ssmd_cover_images"
 """The metadata that ComfyUI's model library shows a picture from: a JSON list of files in base64."""
 
@@ -97,18 +103,21 @@ class Character:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is empty, cut off, or of another kind.
+            ValueError: the file is empty, cut off, or of another kind; or its features are not finite.
         """
-        tensors, metadata = read_safetensors(path, EXPECTED)
-        if metadata.get("format") != FORMAT or "fused" not in tensors or "fingerprint" not in metadata:
-            raise ValueError(f"{path} is not a character ({sorted(tensors)[:3]} in it). Expected {EXPECTED}.")
+        names, metadata = read_header(path, EXPECTED)
+        if not _is_character(metadata) or "fused" not in names:
+            raise unexpected(path, f"is not a character ({quoted(sorted(names)[:3])} in it)", EXPECTED)
+        if (length := Path(path).stat().st_size) > LARGEST:
+            raise unexpected(path, f"has {length} bytes, more than {LARGEST}", EXPECTED)
+        tensors = read_whole(path, EXPECTED)
         fused = tensors["fused"]
-        if fused.ndim != 3 or len(fused) != 1 or not fused.is_floating_point():
+        if fused.ndim != 3 or len(fused) != 1 or not fused.numel() or fused.dtype not in FLOATS:
             raise ValueError(
                 f"{path} has fused features {list(fused.shape)} in {fused.dtype}; expected [1, tokens, width] in float"
             )
-        thumbnail = Image.fromarray(tensors["thumbnail"].numpy()) if "thumbnail" in tensors else None
-        return cls(fused, metadata["fingerprint"], thumbnail)
+        check_finite(fused, f"{path} has fused features", "make the character again from its picture")
+        return cls(fused, metadata["fingerprint"], _picture(tensors.get("thumbnail")))
 
     def _metadata(self) -> dict[str, str]:
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
@@ -122,6 +131,25 @@ class Character:
         if self.thumbnail is not None:
             tensors["thumbnail"] = torch.from_numpy(np.asarray(self.thumbnail).copy())
         return tensors
+
+
+def _picture(tensor: Tensor | None) -> Image.Image | None:
+    """A thumbnail from its tensor, [H, W] or [H, W, 2 to 4] in uint8; None for what is no picture, or a huge one."""
+    if tensor is None or tensor.dtype != torch.uint8 or tensor.ndim not in (2, 3) or not tensor.numel():
+        return None
+    if max(tensor.shape[:2]) > LARGEST_THUMBNAIL or (tensor.ndim == 3 and tensor.shape[2] not in (2, 3, 4)):
+        return None
+    return Image.fromarray(tensor.numpy())
+
+
+def _is_character(metadata: Mapping[str, str]) -> bool:
+    """Whether a file's metadata is a character's."""
+    return metadata.get("format") == FORMAT and is_fingerprint(metadata.get("fingerprint"))
+
+
+def is_fingerprint(text: str | None) -> bool:
+    """Whether a text from a file may be a fingerprint; other texts would end up in messages."""
+    return text is not None and len(text) <= 64 and text.isprintable()
 
 
 class Summary(NamedTuple):
@@ -141,7 +169,7 @@ def summary(path: str | Path) -> Summary | None:
         names, metadata = read_header(path, EXPECTED)
     except ValueError:
         return None
-    if metadata.get("format") != FORMAT or "fingerprint" not in metadata:
+    if not _is_character(metadata):
         return None
     return Summary(metadata["fingerprint"], "thumbnail" in names)
 

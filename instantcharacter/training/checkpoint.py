@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from ..files.atomic import check_writable
-from ..files.reading import read_pickle
+from ..files.errors import quoted
+from ..files.model_config import fitting
+from ..files.reading import check_finite, check_weights, read_pickle, unexpected
 from ..files.writing import write_pickle
 from ..model.adapter import AdapterConfig, CharacterAdapter
 from .flow import CharacterFlow
@@ -23,7 +25,7 @@ from .losses import LEVELS
 logger = logging.getLogger(__name__)
 
 STATE, ADAPTER = "state.pt", "adapter.safetensors"
-EXPECTED = "the state of a training"
+EXPECTED = "the state of a training, which it writes itself"
 PARTS = {"step": int, "positions": list, "weights": dict, "optimizer": dict, "average": list, "losses": Tensor}
 """What a state holds, and of which types."""
 GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -102,18 +104,17 @@ class Checkpoint:
         if not paths:
             return Progress()
         path, state = _newest_good(paths)
-        for key in ("weights", "optimizer"):
-            state[key] = _with_current_names(state[key])
         shapes = {name: parameter.shape for name, parameter in flow.named_parameters() if name in self._names}
         if {name: weight.shape for name, weight in state["weights"].items()} != shapes:
             raise ValueError(f"{path} is of an adapter of other sizes: remove it, or name another output")
-        set_state_dict(
-            flow,
-            optimizer,
-            model_state_dict=state["weights"],
-            optim_state_dict=state["optimizer"],
-            options=replace(GATHERED, strict=False),  # FLUX's weights are not in it
-        )
+        with fitting(path, EXPECTED):
+            set_state_dict(
+                flow,
+                optimizer,
+                model_state_dict=state["weights"],
+                optim_state_dict=state["optimizer"],
+                options=replace(GATHERED, strict=False),  # FLUX's weights are not in it
+            )
         positions = state["positions"]
         same = len(positions) == accelerator.num_processes
         position = positions[accelerator.process_index] if same else max(positions)
@@ -164,23 +165,34 @@ def _newest_good(paths: list[Path]) -> tuple[Path, dict[str, Any]]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """The content of a state's file; raises ``ValueError`` unless it is whole and finite."""
+    """The content of a state's file, with current names; raises ``ValueError`` unless it is whole and finite."""
     state = read_pickle(path, EXPECTED)
     parts = {name: type(part) for name, part in state.items()} if isinstance(state, dict) else {}
     if wrong := [name for name, kind in PARTS.items() if not issubclass(parts.get(name, type(None)), kind)]:
-        raise ValueError(f"{path} lacks {', '.join(wrong)}. Expected {EXPECTED}.")
-    if not _is_finite(state):
-        raise ValueError(f"{path} has numbers that are not finite: its training diverged.")
+        raise unexpected(path, f"lacks {', '.join(wrong)}, or has other kinds of them", EXPECTED)
+    for key in ("weights", "optimizer"):
+        state[key] = _with_current_names(state[key])
+    check_weights(state["weights"], path, EXPECTED)
+    counts, average = [state["step"], *state["positions"]], state["average"]
+    if len(counts) < 2 or not all(type(count) is int and count >= 0 for count in counts):
+        raise unexpected(path, f"has step {quoted(counts[0])} and positions {quoted(counts[1:])}", EXPECTED)
+    sizes = [[weight.shape for weight in weights] for weights in (state["weights"].values(), _tensors(average))]
+    if len(sizes[1]) != len(average) or (average and sorted(sizes[0]) != sorted(sizes[1])):
+        raise unexpected(path, "has averages that are not those of its weights", EXPECTED)
+    if state["losses"].shape != Progress().losses.shape:
+        raise unexpected(path, f"has losses {list(state['losses'].shape)}", EXPECTED)
+    for tensor in _tensors(state):
+        check_finite(tensor, f"{path} has numbers", "its training diverged")
     return state
 
 
-def _is_finite(state: Any) -> bool:
-    """Whether all numbers of a state are finite."""
-    if isinstance(state, Tensor):
-        return not state.is_floating_point() or bool(state.isfinite().all())
-    if isinstance(state, dict | list):
-        return all(_is_finite(item) for item in (state.values() if isinstance(state, dict) else state))
-    return True
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """The tensors of numbers in a state, those of bytes aside, which 8-bit optimizers have."""
+    if isinstance(state, (dict, list)):
+        for item in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(item)
+    elif isinstance(state, Tensor) and state.is_floating_point():
+        yield state
 
 
 def _with_current_names(state: Any) -> Any:

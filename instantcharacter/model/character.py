@@ -16,9 +16,13 @@ from torch import Tensor
 
 from ..files.atomic import atomic_write, check_replaceable
 from ..files.reading import read_header, read_safetensors
+from ..values import check_number, shown
+from .tensors import check_tensor
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
+LARGEST = 1e6
+"""Greatest magnitude of fused features; far above it the resampler's sums overflow."""
 COVER = "ssmd_cover_images"
 """The metadata that ComfyUI's model library shows a picture from: a JSON list of files in base64."""
 
@@ -30,9 +34,13 @@ class Character:
         fused: [1, M, feature_dim], the fused features, about 8 MB in bfloat16; M is 1458 for each reference picture.
         fingerprint: identifies the projector that made it, see :meth:`CharacterAdapter.fingerprint`.
         thumbnail: a small picture, or None.
+
+    Raises:
+        ValueError: features of another shape, or that are not finite or above :data:`LARGEST`.
     """
 
     def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
+        check_tensor("a character's features", fused, (1, None, None), largest=LARGEST)
         self.fused = fused
         self.fingerprint = fingerprint
         self.thumbnail = thumbnail
@@ -64,8 +72,9 @@ class Character:
         Raises:
             ValueError: the characters are of different adapters or numbers of pictures, or the weight is out of range.
         """
-        if not 0 <= weight <= 1:
-            raise ValueError(f"the weight of the second character is {weight}; expected 0 to 1")
+        if not isinstance(other, Character):
+            raise ValueError(f"a character is mixed with {shown(other)}; expected another character")
+        check_number("the weight of the second character", weight, 0, 1)
         if self.fingerprint != other.fingerprint:
             raise ValueError(
                 f"the characters were made by different adapters, {self.fingerprint} and {other.fingerprint}, and "
@@ -77,9 +86,7 @@ class Character:
                 "mixed: make both of as many reference pictures"
             )
         fused = torch.lerp(self.fused, other.fused.to(self.fused), weight)
-        pictures = self.thumbnail, other.thumbnail
-        mixed = Image.blend(*pictures, weight) if all(pictures) else pictures[0] or pictures[1]  # type: ignore[arg-type]
-        return Character(fused, self.fingerprint, mixed)
+        return Character(fused, self.fingerprint, _mixed_thumbnail(self.thumbnail, other.thumbnail, weight))
 
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all. Only a character file is replaced.
@@ -123,6 +130,14 @@ class Character:
         if self.thumbnail is not None:
             tensors["thumbnail"] = torch.from_numpy(np.asarray(self.thumbnail).copy())
         return tensors
+
+
+def _mixed_thumbnail(one: Image.Image | None, other: Image.Image | None, weight: float) -> Image.Image | None:
+    """Two thumbnails, blended in the first one's size; the one there is, if there is one."""
+    if one is None or other is None:
+        return one or other
+    one, other = one.convert("RGB"), other.convert("RGB")
+    return Image.blend(one, other if other.size == one.size else other.resize(one.size), weight)
 
 
 class Summary(NamedTuple):

@@ -170,10 +170,8 @@ def _check_diffusers(pipeline: Any, settings: Mapping[str, Any]) -> None:
 def _check_steps(settings: Mapping[str, Any]) -> None:
     sigmas, steps = settings["sigmas"], settings["num_inference_steps"]
     if sigmas is not None:
-        if (
-            not isinstance(sigmas, (list, tuple, np.ndarray))
-            or not 1 <= np.size(sigmas) <= COUNTS["num_inference_steps"][1]
-        ):
+        is_list = isinstance(sigmas, (list, tuple)) or (isinstance(sigmas, np.ndarray) and sigmas.ndim == 1)
+        if not is_list or not 1 <= len(sigmas) <= COUNTS["num_inference_steps"][1]:
             raise ValueError(f"sigmas is {shown(sigmas)}; expected a list of falling numbers, such as [1, 0.75, 0.5]")
         for sigma in sigmas:
             check_number("a value of sigmas", sigma, 1e-6, 1)

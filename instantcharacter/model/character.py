@@ -21,8 +21,8 @@ from .tensors import check_tensor
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
-LARGEST = 1e6
-"""Greatest magnitude of fused features; far above it the resampler's sums overflow."""
+LARGEST_FEATURE = 1e9
+"""Greatest magnitude of fused features; the squares of much larger ones are infinite in float32."""
 COVER = "ssmd_cover_images"
 """The metadata that ComfyUI's model library shows a picture from: a JSON list of files in base64."""
 
@@ -36,11 +36,11 @@ class Character:
         thumbnail: a small picture, or None.
 
     Raises:
-        ValueError: features of another shape, or that are not finite or above :data:`LARGEST`.
+        ValueError: features of another shape, or that are not finite or above :data:`LARGEST_FEATURE`.
     """
 
     def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
-        check_tensor("a character's features", fused, (1, None, None), largest=LARGEST)
+        check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_FEATURE)
         self.fused = fused
         self.fingerprint = fingerprint
         self.thumbnail = thumbnail

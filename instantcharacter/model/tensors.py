@@ -45,10 +45,10 @@ def check_range(name: str, values: Any, low: float, high: float) -> None:
 
 
 def is_dense(value: Any) -> bool:
-    """Whether a value is a tensor with its numbers in memory: not nested, sparse, quantised or on the meta device."""
+    """Whether a value is a tensor with its numbers in memory: not nested, sparse or on the meta device."""
     if not isinstance(value, Tensor) or value.is_nested:
         return False
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    return value.layout == torch.strided and not value.is_meta
 
 
 def _has(value: Tensor, shape: Sequence[int | None]) -> bool:

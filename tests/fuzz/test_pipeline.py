@@ -77,13 +77,15 @@ TEXTS = st.one_of(
     st.text(max_size=5),
     ODD,
 )
+NO_PATH = ODD.filter(lambda value: not isinstance(value, str))
+"""A file that does not exist is the system's ``FileNotFoundError``, which names it."""
 PICTURES = st.one_of(
     images(),
     tensors(
         (HEIGHT, WIDTH, 3), (1, 3, HEIGHT, WIDTH), (1, 16, 2, 4), (HEIGHT, WIDTH), (2, 3, 16, 32), (1, HEIGHT, WIDTH)
     ),
     st.lists(images(), max_size=2),
-    ODD,
+    NO_PATH,
 )
 SUBJECTS = st.sampled_from(["character", "other", "both", "empty", "nan", "wide", "picture"])
 STRENGTHS = st.builds(Strength, *[st.floats(0, 2)] * 5)
@@ -124,7 +126,7 @@ COMMON: dict[str, st.SearchStrategy[Any]] = {
     "callback_on_step_end_tensor_inputs": st.one_of(st.just(["prompt_embeds"]), st.just("latents"), ANYTHING),
     "max_sequence_length": st.one_of(st.sampled_from([1, 8, 512, 513]), ANYTHING),
     "ip_adapter_image": ODD,
-    "subject_image": st.one_of(SUBJECTS, ODD),
+    "subject_image": st.one_of(SUBJECTS, NO_PATH),
     "subject_scale": st.one_of(ANYTHING, STRENGTHS, st.lists(st.one_of(NUMBERS, STRENGTHS), max_size=3)),
     "subject_mask": st.one_of(PICTURES, st.lists(PICTURES, max_size=2)),
     "subject_fit": st.one_of(st.sampled_from(["pad", "stretch", "crop"]), ANYTHING),

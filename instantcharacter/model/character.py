@@ -40,13 +40,13 @@ class Character:
     """
 
     def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
-        check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_FEATURE)
+        _check_features(fused)
         self.fused = fused
         self.fingerprint = fingerprint
         self.thumbnail = thumbnail
 
     def check_made_by(self, fingerprint: str | None) -> None:
-        """Raise ``ValueError`` unless the adapter of this fingerprint made the character.
+        """Raise ``ValueError`` unless the adapter of this fingerprint made the character, and its features are whole.
 
         Fingerprints cover projectors: adapters that differ in their attention alone may share characters.
         """
@@ -55,6 +55,7 @@ class Character:
                 f"this character was made by adapter {self.fingerprint}, the one to draw it is {fingerprint}. "
                 "Make it again from its picture, or use the adapter that made it."
             )
+        _check_features(self.fused)
 
     def is_same(self, other: Character) -> bool:
         """Whether two characters generate the same pictures."""
@@ -130,6 +131,10 @@ class Character:
         if self.thumbnail is not None:
             tensors["thumbnail"] = torch.from_numpy(np.asarray(self.thumbnail).copy())
         return tensors
+
+
+def _check_features(fused: Tensor) -> None:
+    check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_FEATURE)
 
 
 def _mixed_thumbnail(one: Image.Image | None, other: Image.Image | None, weight: float) -> Image.Image | None:

@@ -118,6 +118,13 @@ def test_features_of_another_shape_or_kind_or_not_finite_are_refused(fused):
         Character(fused, "0" * 32)
 
 
+def test_features_that_changed_in_place_are_refused_when_they_are_used(character):
+    character.fused = character.fused.clone()
+    character.fused[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="a character's features has values from nan to nan; expected finite ones"):
+        character.check_made_by(character.fingerprint)
+
+
 def test_character_of_no_picture_is_refused(adapter):
     with pytest.raises(ValueError, match="at least one picture"):
         adapter.create_character()

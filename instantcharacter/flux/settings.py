@@ -269,13 +269,14 @@ def _with_checked_result(callback: Any) -> Callable[..., dict[str, Any]]:
         raise ValueError(f"callback_on_step_end is {shown(callback)}; expected a function")
 
     def checked(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        latents = tensors.get("latents")
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
         result = callback(pipeline, step, timestep, tensors)
         if not isinstance(result, dict):
             raise ValueError(f"callback_on_step_end returned {shown(result)}; expected a dict such as the one it gets")
-        changed = result.get("latents", latents)
-        if latents is not None and getattr(changed, "shape", None) != latents.shape:
-            raise ValueError(f"callback_on_step_end returned latents {shown(changed)}; expected {shown(latents)}")
+        for name in {"latents", "prompt_embeds"} & result.keys():
+            tensor = result[name]
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != shapes.get(name, tensor.shape):
+                raise ValueError(f"callback_on_step_end returned {name} {shown(tensor)}; expected a tensor as it gets")
         return result
 
     return checked

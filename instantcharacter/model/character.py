@@ -139,7 +139,7 @@ def _check_features(fused: Tensor) -> None:
 
 def _mixed_thumbnail(one: Image.Image | None, other: Image.Image | None, weight: float) -> Image.Image | None:
     """Two thumbnails, blended in the first one's size; the one there is, if there is one."""
-    if one is None or other is None:
+    if one is None or other is None or not all((*one.size, *other.size)):
         return one or other
     one, other = one.convert("RGB"), other.convert("RGB")
     return Image.blend(one, other if other.size == one.size else other.resize(one.size), weight)

@@ -198,7 +198,8 @@ def test_without_text_encoders_a_prompt_is_refused(pipeline):
 
 @pytest.mark.parametrize(
     ("result", "message"),
-    [(None, "returned None; expected a dict"), ({"latents": 3}, "returned latents 3; expected a Tensor"),
+    [(None, "returned None; expected a dict"), ({"latents": 3}, "returned latents 3; expected a tensor"),
+     ({"prompt_embeds": None}, "returned prompt_embeds None; expected a tensor"),
      ({"latents": torch.ones(1)}, r"returned latents a Tensor \[1\]")],
 )  # fmt: skip
 def test_what_a_callback_returns_is_checked(whole, result, message):

@@ -272,7 +272,7 @@ def test_offloading(outcomes, worlds, strategy, vram_gb, device):
     world = worlds[TEXT_TO_IMAGE]
     outcomes.judge(
         lambda: world.pipeline.enable_character_offload(strategy, vram_gb, device),
-        lambda found: isinstance(found, MemoryPlan) and found.fits,
+        lambda found: isinstance(found, MemoryPlan) and (strategy != "auto" or found.fits),
     )
     assert torch.equal(world.generate({})[0], world.expected)
     world.pipeline.disable_character_offload()

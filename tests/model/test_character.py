@@ -103,6 +103,8 @@ def test_thumbnails_of_other_sizes_and_modes_are_mixed(character):
     other = Character(character.fused, character.fingerprint, Image.new("L", (9, 5)))
     character.thumbnail = Image.new("RGB", (8, 8), "white")
     assert character.mix(other, 0.5).thumbnail.size == (8, 8)
+    other.thumbnail = Image.new("RGB", (0, 4))
+    assert character.mix(other, 0.5).thumbnail is character.thumbnail
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,16 @@ from ..offload.streaming import on_device
 BATCH = 7
 """Timesteps in one call of the resampler: enough to fill a GPU, in 0.3 GB of activations at the released sizes."""
 
-Key = tuple[float, torch.device, torch.dtype]
+Schedule = tuple[tuple[float, ...], torch.device, torch.dtype]
+"""Timesteps, each once, and the device and the dtype of the tokens."""
 
 
 class TokenCache:
     """Folded tokens of characters, see :mod:`~instantcharacter.model.folding`.
 
-    Of each character it keeps the tokens of the last schedule: 74 MB for 28 steps at the released sizes. It holds
-    characters weakly: a character's tokens go with the character.
+    Of each character it keeps the tokens of the last schedule: 74 MB for 28 steps at the released sizes. A schedule is
+    resampled as a whole: rounding differs with the batch, so that tokens taken over from another schedule would let a
+    picture depend on the one before. It holds characters weakly: a character's tokens go with the character.
 
     Args:
         projector: of the adapter that made the characters. After a change of its weights, make a new cache.
@@ -31,14 +33,12 @@ class TokenCache:
 
     def __init__(self, projector: CharacterProjector) -> None:
         self._projector = projector
-        self._cached: WeakKeyDictionary[Character, dict[Key, Tensor]] = WeakKeyDictionary()
+        self._cached: WeakKeyDictionary[Character, tuple[Schedule, dict[float, Tensor]]] = WeakKeyDictionary()
 
     def tokens(
         self, character: Character, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
     ) -> list[Tensor]:
-        """A character's tokens at each timestep; only those that are not cached are computed.
-
-        If any is computed, cached tokens of other timesteps, devices and dtypes are dropped.
+        """A character's tokens at each timestep; they are computed unless those of this schedule are cached.
 
         Args:
             character: of this projector.
@@ -49,19 +49,17 @@ class TokenCache:
         Returns:
             [1, num_tokens, resampler_dim + 8] for each timestep.
         """
-        cached = self._cached.get(character, {})
-        if missing := self.missing(character, timesteps, device, dtype):
-            computed = dict(zip(missing, self.resample(character, missing, device, dtype), strict=True))
-            cached |= {(timestep, device, dtype): tokens for timestep, tokens in computed.items()}
-            self._cached[character] = {key: cached[key] for key in ((t, device, dtype) for t in timesteps)}
-        return [cached[timestep, device, dtype] for timestep in timesteps]
+        if not self.has(character, timesteps, device, dtype):
+            schedule = _schedule(timesteps, device, dtype)
+            tokens = self.resample(character, *schedule)
+            self._cached[character] = schedule, dict(zip(schedule[0], tokens, strict=True))
+        by_timestep = self._cached[character][1] if timesteps else {}
+        return [by_timestep[timestep] for timestep in timesteps]
 
-    def missing(
-        self, character: Character, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> list[float]:
-        """The timesteps for which :meth:`tokens` would run the resampler, each once."""
-        cached = self._cached.get(character, {})
-        return [timestep for timestep in dict.fromkeys(timesteps) if (timestep, device, dtype) not in cached]
+    def has(self, character: Character, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether :meth:`tokens` would not run the resampler."""
+        schedule, _ = self._cached.get(character, (None, {}))
+        return not timesteps or schedule == _schedule(timesteps, device, dtype)
 
     @torch.no_grad()
     def resample(
@@ -83,3 +81,7 @@ class TokenCache:
                 )
                 tokens += [each.clone() for each in resampled.split(1)]  # a view would keep the whole batch alive
         return tokens
+
+
+def _schedule(timesteps: Sequence[float], device: torch.device, dtype: torch.dtype) -> Schedule:
+    return tuple(dict.fromkeys(timesteps)), device, dtype

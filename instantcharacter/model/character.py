@@ -16,8 +16,11 @@ from torch import Tensor
 
 from ..files.atomic import check_replaceable
 from ..files.errors import quoted
-from ..files.reading import FLOATS, check_finite, read_header, read_whole, unexpected
+from ..files.reading import LARGEST as LARGEST_FEATURE
+from ..files.reading import read_header, read_whole, unexpected
 from ..files.writing import write_safetensors
+from ..values import check_number, shown
+from .tensors import check_tensor
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
@@ -36,15 +39,19 @@ class Character:
         fused: [1, M, feature_dim], the fused features, about 8 MB in bfloat16; M is 1458 for each reference picture.
         fingerprint: identifies the projector that made it, see :meth:`CharacterAdapter.fingerprint`.
         thumbnail: a small picture, or None.
+
+    Raises:
+        ValueError: features of another shape, or that are not finite or above :data:`LARGEST_FEATURE`.
     """
 
     def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
+        _check_features(fused)
         self.fused = fused
         self.fingerprint = fingerprint
         self.thumbnail = thumbnail
 
     def check_made_by(self, fingerprint: str | None) -> None:
-        """Raise ``ValueError`` unless the adapter of this fingerprint made the character.
+        """Raise ``ValueError`` unless the adapter of this fingerprint made the character, and its features are whole.
 
         Fingerprints cover projectors: adapters that differ in their attention alone may share characters.
         """
@@ -53,6 +60,7 @@ class Character:
                 f"this character was made by adapter {self.fingerprint}, the one to draw it is {fingerprint}. "
                 "Make it again from its picture, or use the adapter that made it."
             )
+        _check_features(self.fused)
 
     def is_same(self, other: Character) -> bool:
         """Whether two characters generate the same pictures."""
@@ -70,8 +78,9 @@ class Character:
         Raises:
             ValueError: the characters are of different adapters or numbers of pictures, or the weight is out of range.
         """
-        if not 0 <= weight <= 1:
-            raise ValueError(f"the weight of the second character is {weight}; expected 0 to 1")
+        if not isinstance(other, Character):
+            raise ValueError(f"a character is mixed with {shown(other)}; expected another character")
+        check_number("the weight of the second character", weight, 0, 1)
         if self.fingerprint != other.fingerprint:
             raise ValueError(
                 f"the characters were made by different adapters, {self.fingerprint} and {other.fingerprint}, and "
@@ -83,9 +92,7 @@ class Character:
                 "mixed: make both of as many reference pictures"
             )
         fused = torch.lerp(self.fused, other.fused.to(self.fused), weight)
-        pictures = self.thumbnail, other.thumbnail
-        mixed = Image.blend(*pictures, weight) if all(pictures) else pictures[0] or pictures[1]  # type: ignore[arg-type]
-        return Character(fused, self.fingerprint, mixed)
+        return Character(fused, self.fingerprint, _mixed_thumbnail(self.thumbnail, other.thumbnail, weight))
 
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all. Only a character file is replaced.
@@ -111,13 +118,10 @@ class Character:
         if (length := Path(path).stat().st_size) > LARGEST:
             raise unexpected(path, f"has {length} bytes, more than {LARGEST}", EXPECTED)
         tensors = read_whole(path, EXPECTED)
-        fused = tensors["fused"]
-        if fused.ndim != 3 or len(fused) != 1 or not fused.numel() or fused.dtype not in FLOATS:
-            raise ValueError(
-                f"{path} has fused features {list(fused.shape)} in {fused.dtype}; expected [1, tokens, width] in float"
-            )
-        check_finite(fused, f"{path} has fused features", "make the character again from its picture")
-        return cls(fused, metadata["fingerprint"], _picture(tensors.get("thumbnail")))
+        try:
+            return cls(tensors["fused"], metadata["fingerprint"], _picture(tensors.get("thumbnail")))
+        except ValueError as error:
+            raise unexpected(path, f"is damaged: {error}", EXPECTED) from error
 
     def _metadata(self) -> dict[str, str]:
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
@@ -150,6 +154,18 @@ def _is_character(metadata: Mapping[str, str]) -> bool:
 def is_fingerprint(text: str | None) -> bool:
     """Whether a text from a file may be a fingerprint; other texts would end up in messages."""
     return text is not None and len(text) <= 64 and text.isprintable()
+
+
+def _check_features(fused: Tensor) -> None:
+    check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_FEATURE)
+
+
+def _mixed_thumbnail(one: Image.Image | None, other: Image.Image | None, weight: float) -> Image.Image | None:
+    """Two thumbnails, blended in the first one's size; the one there is, if there is one."""
+    if one is None or other is None or not all((*one.size, *other.size)):
+        return one or other
+    one, other = one.convert("RGB"), other.convert("RGB")
+    return Image.blend(one, other if other.size == one.size else other.resize(one.size), weight)
 
 
 class Summary(NamedTuple):

@@ -25,16 +25,30 @@ def test_one_schedule_is_resampled_once(cache, character, resampled):
     assert all(one is other for one, other in zip(first, second, strict=True))
 
 
-def test_only_new_timesteps_are_resampled_and_old_ones_dropped(cache, character, resampled):
-    for schedule in ([900.0, 500.0], [500.0, 100.0], [900.0]):
+def test_another_schedule_is_resampled_as_a_whole(cache, character, resampled):
+    for schedule in ([900.0, 500.0], [500.0, 100.0], [500.0]):
         cache.tokens(character, schedule, CPU, FLOAT32)
-    assert resampled == [900.0, 500.0, 100.0, 900.0]
+    assert resampled == [900.0, 500.0, 500.0, 100.0, 500.0]
 
 
-def test_part_of_a_schedule_drops_nothing(cache, character, resampled):
-    for schedule in ([900.0, 500.0], [500.0], [900.0, 500.0]):
-        cache.tokens(character, schedule, CPU, FLOAT32)
-    assert resampled == [900.0, 500.0]
+def test_tokens_do_not_depend_on_the_schedule_before(adapter, character):
+    """Rounding differs with the batch, so that a picture would depend on the one before it."""
+    schedule = [1000.0 - 40 * i for i in range(20)]
+    before = [schedule[:1], schedule[::2], schedule[3:], [999.0, *schedule[5:9]]]
+    alone = TokenCache(adapter.projector).tokens(character, schedule, CPU, FLOAT32)
+    for other in before:
+        cache = TokenCache(adapter.projector)
+        cache.tokens(character, other, CPU, FLOAT32)
+        for one, expected in zip(cache.tokens(character, schedule, CPU, FLOAT32), alone, strict=True):
+            assert torch.equal(one, expected)
+
+
+def test_no_timesteps_need_no_tokens(cache, character, resampled):
+    cache.tokens(character, [900.0], CPU, FLOAT32)
+    assert cache.has(character, [], CPU, FLOAT32)
+    assert cache.tokens(character, [], CPU, FLOAT32) == []
+    assert cache.has(character, [900.0], CPU, FLOAT32)
+    assert resampled == [900.0]
 
 
 def test_characters_keep_their_own_schedules(cache, character, resampled):
@@ -45,11 +59,13 @@ def test_characters_keep_their_own_schedules(cache, character, resampled):
     assert resampled == [900.0, 500.0]
 
 
-def test_missing_names_each_timestep_once(cache, character):
-    cache.tokens(character, [500.0], CPU, FLOAT32)
-    assert cache.missing(character, [900.0, 500.0, 900.0], CPU, FLOAT32) == [900.0]
-    assert cache.missing(character, [500.0], CPU, torch.bfloat16) == [500.0]
-    assert cache.missing(character, [500.0], torch.device("meta"), FLOAT32) == [500.0]
+def test_it_has_the_tokens_of_one_schedule_device_and_dtype(cache, character):
+    assert not cache.has(character, [900.0, 500.0], CPU, FLOAT32)
+    cache.tokens(character, [900.0, 500.0], CPU, FLOAT32)
+    assert cache.has(character, [900.0, 500.0, 900.0], CPU, FLOAT32)
+    assert not cache.has(character, [900.0], CPU, FLOAT32)
+    assert not cache.has(character, [900.0, 500.0], CPU, torch.bfloat16)
+    assert not cache.has(character, [900.0, 500.0], torch.device("meta"), FLOAT32)
 
 
 def test_a_timestep_may_come_twice(cache, character, resampled):
@@ -61,7 +77,8 @@ def test_a_timestep_may_come_twice(cache, character, resampled):
 def test_resample_keeps_no_tokens(cache, character, resampled):
     cache.tokens(character, [900.0], CPU, FLOAT32)
     cache.resample(character, [700.0], CPU, FLOAT32)
-    assert cache.missing(character, [900.0, 700.0], CPU, FLOAT32) == [700.0]
+    assert cache.has(character, [900.0], CPU, FLOAT32)
+    assert not cache.has(character, [700.0], CPU, FLOAT32)
     assert resampled == [900.0, 700.0]
 
 

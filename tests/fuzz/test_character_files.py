@@ -68,7 +68,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, number):
     fused = FUSED.clone()
     fused[0, 3, 2] = number
     (tmp_path / "fox.safetensors").write_bytes(save({"fused": fused}, METADATA))
-    with pytest.raises(ValueError, match=r"fox.safetensors has fused features .*expected finite numbers"):
+    with pytest.raises(ValueError, match=r"fox.safetensors is damaged: a character's features .*expected finite ones"):
         Character.load(tmp_path / "fox.safetensors")
 
 

@@ -63,9 +63,7 @@ def open_picture(picture: Picture, background: Colour = WHITE) -> Image.Image:
     if not isinstance(picture, (str, Path, Image.Image)):
         raise ValueError(f"a {type(picture).__name__} is not a picture; expected a path, PIL image, array or tensor")
     image, orientation = _read(picture)
-    opened = _in_strips(
-        *image.size, lambda top, end: _to_rgb(image.crop((0, top, image.width, end)), background)
-    )
+    opened = _in_strips(*image.size, lambda top, end: _to_rgb(image.crop((0, top, image.width, end)), background))
     opened.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(opened, in_place=True)
     return opened

@@ -138,13 +138,13 @@ def test_folders_have_the_characters_below_them(models):
 def test_several_characters_are_loaded_for_their_adapter(models, adapter: HostedAdapter):
     for name in ("fox", "friends/owl"):
         save(models / f"{name}.safetensors", adapter.fingerprint)
-    characters, names = LoadCharacters.execute("/", adapter).result
+    characters, names = LoadCharacters.run("/", adapter).result
     assert names == ["fox", "friends/owl"]
     assert [hosted.character.fingerprint for hosted in characters] == [adapter.fingerprint] * 2
     assert all(hosted.adapter is adapter for hosted in characters)
-    assert LoadCharacters.execute("friends", adapter).result[1] == ["friends/owl"]
+    assert LoadCharacters.run("friends", adapter).result[1] == ["friends/owl"]
     with pytest.raises(ValueError, match="of the 1 files in models/characters, folder friends/old, none is"):
-        LoadCharacters.execute("friends/old", adapter)
+        LoadCharacters.run("friends/old", adapter)
 
 
 def test_a_changed_folder_loads_its_characters_anew(models):
@@ -156,6 +156,6 @@ def test_a_changed_folder_loads_its_characters_anew(models):
 
 def test_mixed_character_is_between_two(adapter, character, other_character):
     one, other = (HostedCharacter(each, adapter) for each in (character, other_character))
-    mixed = MixCharacters.execute(one, other, 0.5).result[0]
+    mixed = MixCharacters.run(one, other, 0.5).result[0]
     assert mixed.adapter is adapter
     assert recorded.error(mixed.character.fused, (character.fused + other_character.fused) / 2) < 1e-6

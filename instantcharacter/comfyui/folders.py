@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ SUFFIXES = {
 """The file name endings in a list, if they are not ``.safetensors`` alone."""
 PARTS = {"flux": "transformer", "clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
 """The subfolder of each model in a diffusers folder of FLUX."""
+DRIVE = re.compile("^[A-Za-z]:(?=/)")
+"""A drive of Windows at the beginning of a path."""
 CHARACTER_BYTES = 200
 """Limit of a character's name in bytes: the file name adds ``.safetensors`` and the ending of a partial file."""
 
@@ -117,7 +120,7 @@ def inside_models(typed: str) -> Path:
         FileNotFoundError: no such file or folder exists.
     """
     typed = typed.strip().replace("\\", "/")
-    check_path(typed)
+    check_path(DRIVE.sub("", typed))
     roots = _model_folders()
     starts = (Path.cwd(), roots[0].parent, *roots)
     candidates = [Path(os.path.normpath(start / typed)) for start in starts]

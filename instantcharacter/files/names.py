@@ -11,7 +11,6 @@ RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\
 """Names that Windows has for devices, with any ending."""
 UNUSABLE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]|[. ]$')
 """What a name on Windows cannot have in it, or at its end; control characters also change what a log shows."""
-DRIVE = re.compile(r"[A-Za-z]:(?=/)")
 
 
 def check_path(path: str, name_bytes: int = NAME_BYTES) -> None:
@@ -20,11 +19,11 @@ def check_path(path: str, name_bytes: int = NAME_BYTES) -> None:
     ComfyUI logs every error in UTF-8. A message that cannot be encoded ends the thread that runs its prompts.
 
     Args:
-        path: with slashes or backslashes, from a drive or not.
+        path: with slashes or backslashes.
         name_bytes: limit of each name in it.
     """
     encoded = path.encode("utf-8", "replace")
-    names = [name for name in DRIVE.sub("", path.replace("\\", "/"), count=1).split("/") if name not in (".", "..")]
+    names = [name for name in path.replace("\\", "/").split("/") if name not in (".", "..")]
     longest = max((len(name.encode("utf-8", "replace")) for name in names), default=0)
     if "\0" in path or encoded.decode() != path or longest > name_bytes or len(encoded) > PATH_BYTES:
         expected = f"UTF-8, {name_bytes} bytes a name, {PATH_BYTES} in all"

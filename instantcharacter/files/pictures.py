@@ -62,11 +62,18 @@ def open_picture(picture: Picture, background: Colour = WHITE) -> Image.Image:
         return _in_strips(width, height, lambda top, end: _to_rgb(_from_array(array[top:end]), background))
     if not isinstance(picture, (str, Path, Image.Image)):
         raise ValueError(f"a {type(picture).__name__} is not a picture; expected a path, PIL image, array or tensor")
-    image, orientation = _read(picture)
-    opened = _in_strips(*image.size, lambda top, end: _to_rgb(image.crop((0, top, image.width, end)), background))
-    opened.getexif()[ExifTags.Base.Orientation] = orientation
-    ImageOps.exif_transpose(opened, in_place=True)
-    return opened
+    try:
+        if isinstance(picture, Image.Image):
+            return _from_image(picture, background)
+        with Image.open(picture) as file:
+            return _from_image(file, background)
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+            raise
+        kind = "a picture that can be read" if isinstance(error, UnidentifiedImageError) else "a whole picture"
+        raise ValueError(f"{picture} is not {kind}: {first_line(error)}") from error
+    except BROKEN as error:
+        raise ValueError(f"{picture} is not a picture that can be read: {first_line(error)}") from error
 
 
 def open_mask(mask: Picture) -> Image.Image:
@@ -113,29 +120,18 @@ def thumbnail(picture: Picture) -> Image.Image:
     return to_square(open_picture(picture)).resize((THUMBNAIL, THUMBNAIL))
 
 
-def _read(picture: str | Path | Image.Image) -> tuple[Image.Image, int]:
-    """A loaded image, and its EXIF orientation."""
-    try:
-        if isinstance(picture, Image.Image):
-            return _load(picture)
-        with Image.open(picture) as file:
-            return _load(file)
-    except OSError as error:
-        if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-            raise
-        kind = "a picture that can be read" if isinstance(error, UnidentifiedImageError) else "a whole picture"
-        raise ValueError(f"{picture} is not {kind}: {first_line(error)}") from error
-    except BROKEN as error:
-        raise ValueError(f"{picture} is not a picture that can be read: {first_line(error)}") from error
-
-
-def _load(image: Image.Image) -> tuple[Image.Image, int]:
+def _from_image(image: Image.Image, background: Colour) -> Image.Image:
+    """An upright copy of an image as 8-bit RGB."""
     if image.format == "EPS":
         raise ValueError("an EPS is a program, which is not run: convert it to PNG")
     _check_size(*image.size)
     image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation)
-    return image, orientation if isinstance(orientation, int) else 1
+    opened = _in_strips(*image.size, lambda top, end: _to_rgb(image.crop((0, top, image.width, end)), background))
+    if isinstance(orientation, int):
+        opened.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(opened, in_place=True)
+    return opened
 
 
 def _check_size(width: int, height: int) -> None:

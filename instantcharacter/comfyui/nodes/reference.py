@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io, ui
+from torch.nn.functional import interpolate
 
 from ...files.catalog import EXAMPLES, example
 from ..folders import background_removal_file
-from ..images import load_image, to_image
+from ..images import load_image, to_batch, to_image
 from .types import CATEGORY, Node, fraction_input
 
 if TYPE_CHECKING:
     from ...character.image import Keep
     from ..reference import ReferenceFit
+
+PREVIEW = 2048
+"""Maximum side of the reference in the preview on the node; ComfyUI makes several copies of it."""
 
 
 class LoadExample(Node):
@@ -126,7 +130,15 @@ class PrepareReference(Node):
             report(i, len(image))
             prepared.append(prepare(*pair, margin, fit, keep))
         side = max(square.width for square, _ in prepared)
-        reference = torch.stack([to_image(square.resize((side, side))) for square, _ in prepared])
+        squares = [square for square, _ in prepared]
+        reference = to_batch([each if each.width == side else each.resize((side, side)) for each in squares])
         text = "\n".join(dict.fromkeys(description for _, description in prepared))
         show_text(cls, text)
-        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (text,)})
+        return io.NodeOutput(reference, ui={**ui.PreviewImage(preview(reference), cls=cls).as_dict(), "text": (text,)})
+
+
+def preview(batch: torch.Tensor) -> torch.Tensor:
+    """An IMAGE of squares for a preview: as it is, or shrunk to :data:`PREVIEW` pixels a side."""
+    if batch.shape[1] <= PREVIEW:
+        return batch
+    return interpolate(batch.movedim(-1, 1), (PREVIEW, PREVIEW), mode="area").movedim(1, -1)

@@ -287,9 +287,15 @@ def literal_fits(value: Any, declared: Declared) -> bool:
         return False
 
 
+def is_link(value: Any) -> bool:
+    """Whether ComfyUI takes a literal for a link, once it has validated it: to no node, which ends its worker."""
+    value = value.get("__value__") if isinstance(value, dict) else value
+    return isinstance(value, list) and len(value) == 2
+
+
 @given(data=st.data())
 def test_values_in_place_of_links_and_in_widgets(server, inputs, good_prompts, outcomes, data):
-    declared, value = data.draw(st.sampled_from(inputs)), data.draw(JSON)
+    declared, value = data.draw(st.sampled_from(inputs)), data.draw(JSON.filter(lambda value: not is_link(value)))
     judge(outcomes, server, prompt_for(declared.key, **{declared.name: value}), literal_fits(value, declared))
 
 

@@ -130,8 +130,8 @@ class PrepareReference(Node):
             report(i, len(image))
             prepared.append(prepare(*pair, margin, fit, keep))
         side = max(square.width for square, _ in prepared)
-        squares = [square for square, _ in prepared]
-        reference = to_batch([each if each.width == side else each.resize((side, side)) for each in squares])
+        references = [square for square, _ in prepared]
+        reference = to_batch([each if each.width == side else each.resize((side, side)) for each in references])
         text = "\n".join(dict.fromkeys(description for _, description in prepared))
         show_text(cls, text)
         return io.NodeOutput(reference, ui={**ui.PreviewImage(preview(reference), cls=cls).as_dict(), "text": (text,)})

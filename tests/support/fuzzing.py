@@ -88,7 +88,10 @@ class Outcomes:
             call: hands the input to the pack.
             is_right: whether the result of a call without an error is what the input asks for.
         """
-        outcome, detail = outcome_of(call, is_right)
+        return self.count(*outcome_of(call, is_right))
+
+    def count(self, outcome: Outcome, detail: str) -> Outcome:
+        """Count an outcome that was found elsewhere, and fail as :meth:`judge` does."""
         self.counts[outcome] += 1
         known = outcome == "raw" and any(part in detail for part in self.accepted_raw)
         assert outcome in ("right", "clear") or known, f"{outcome}: {detail}"

@@ -22,6 +22,7 @@ from ..offload.streaming import on_device
 from ..values import check_choice
 from ..versions import warn_if_newer
 from .attn_processor import attach, attached, check_fits, detach
+from .finite import finite_predictions
 from .first_block_cache import check_threshold, first_block_cache
 from .hooks import cache_contexts, drop_empty_registry
 from .memory import MemoryMixin
@@ -187,7 +188,7 @@ class CharacterPipelineMixin(MemoryMixin):
         Raises:
             ValueError: a setting of another type, shape or range than expected, see :mod:`.settings`; settings that
                 contradict each other; a second cache, an empty list or mask; no adapter or encoder, or a character of
-                another adapter.
+                another adapter; at the end, predictions that are not finite.
             RuntimeError: called by a callback of its own run.
         """
         call = bind(super().__call__, args, kwargs)
@@ -203,13 +204,15 @@ class CharacterPipelineMixin(MemoryMixin):
                 for character, (_, scale, mask) in zip(characters, subjects, strict=True)
             ]
             window = (subject_start, subject_end)
-            conditioned = add_conditionings(self.transformer, self.scheduler, conditionings, window, self._tokens)
-            cached = first_block_cache(self.transformer, self.scheduler, cache_threshold)
+            flux = self.transformer
+            conditioned = add_conditionings(flux, self.scheduler, conditionings, window, self._tokens)
+            cached = first_block_cache(flux, self.scheduler, cache_threshold)
+            checked = finite_predictions(flux)
             try:
-                with conditioned if conditionings else nullcontext(), cached, cache_contexts(self.transformer):
+                with checked, conditioned if conditionings else nullcontext(), cached, cache_contexts(flux):
                     return self._state.offload.run(super().__call__, call.args, call.kwargs, side(self, None))
             finally:
-                drop_empty_registry(self.transformer)
+                drop_empty_registry(flux)
 
     def _attached_adapter(self) -> CharacterAdapter:
         """The adapter, if the transformer still carries it: other pipelines may have attached theirs."""

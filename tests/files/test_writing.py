@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import errno
-
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from support.full_disk import full_disk
 
 from instantcharacter.files.writing import write_pickle, write_safetensors
 
@@ -21,19 +18,6 @@ def test_tensors_and_metadata_are_written(tmp_path):
     read = torch.load(tmp_path / "a.pt", weights_only=True)
     assert read["step"] == 3
     assert all(torch.equal(read["tensors"][name], tensor) for name, tensor in TENSORS.items())
-
-
-@pytest.mark.parametrize("write", [write_safetensors, write_pickle])
-@pytest.mark.parametrize("room", [0, 100, 5_000, 15_000])
-def test_full_disk_is_the_systems_error_with_the_path(tmp_path, write, room):
-    path = tmp_path / "a"
-    path.write_text("old")
-    with pytest.raises(OSError) as raised, full_disk(room):
-        write(path, TENSORS)
-    assert raised.value.errno == errno.EFBIG
-    assert raised.value.filename == str(path)
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("error", [SafetensorError("no number"), RuntimeError("no number")])

@@ -28,116 +28,9 @@ pytestmark = [
 TOY = comfyui.PACK / "assets/toy"
 OWN_FRAME = f"{comfyui.NAME}/instantcharacter/"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-SMALL = {"width": 256, "height": 256, "steps": 1}
-IN_FOLDER = "from the FLUX folder"
-GRAPH: dict[str, tuple[str, dict[str, Any]]] = {
-    "flux": (
-        "InstantCharacterFluxLoader",
-        {
-            **{"flux": "toy", "clip_l": IN_FOLDER, "t5": IN_FOLDER, "vae": IN_FOLDER, "weight_dtype": "default"},
-            **{"offload": "auto", "lora": "none", "lora_strength": 1.0, "vram_gb": 0.0, "compile": False},
-        },
-    ),
-    "encoder": ("InstantCharacterEncoderLoader", {"siglip": "toy", "dinov2": "toy"}),
-    "adapter": ("InstantCharacterAdapterLoader", {"adapter": "toy"}),
-    "toy": ("InstantCharacterToy", {"lora_strength": 0.0}),
-    "example": ("InstantCharacterExample", {"name": "monster.png"}),
-    "prepare": (
-        "InstantCharacterPrepareReference",
-        {"image": ["example", 0], "mask": ["example", 1], "margin": 0.05, "fit": "auto", "keep": "auto"},
-    ),
-    "encode": (
-        "InstantCharacterEncode",
-        {"image": ["prepare", 0], "encoder": ["encoder", 0], "adapter": ["adapter", 0]},
-    ),
-    "save": ("InstantCharacterSaveCharacter", {"character": ["encode", 0], "name": "fox", "overwrite": False}),
-    "load": ("InstantCharacterLoadCharacter", {"name": "one.safetensors", "adapter": ["adapter", 0]}),
-    "load_all": ("InstantCharacterLoadCharacters", {"folder": "/", "adapter": ["adapter", 0]}),
-    "mix": ("InstantCharacterMixCharacters", {"character": ["encode", 0], "other": ["encode", 0], "weight": 0.5}),
-    "strength": (
-        "InstantCharacterStrength",
-        {"start": 1.0, "middle": 1.0, "end": 1.0, "double_blocks": 1.0, "single_blocks": 1.0},
-    ),
-    "prompt": ("CLIPTextEncode", {"text": "a character on a beach", "clip": ["toy", 1]}),
-    "white": ("SolidMask", {"value": 1.0, "width": 64, "height": 64}),
-    "empty": ("EmptySD3LatentImage", {"width": 256, "height": 256, "batch_size": 1}),
-    "apply": (
-        "InstantCharacterApply",
-        {
-            **{"model": ["toy", 0], "character": ["encode", 0], "scale": 0.9, "start_percent": 0.0},
-            **{"end_percent": 1.0, "mask": ["white", 0], "strength": ["strength", 0]},
-        },
-    ),
-    "ksampler": (
-        "KSampler",
-        {
-            **{
-                "model": ["apply", 0],
-                "positive": ["prompt", 0],
-                "negative": ["prompt", 0],
-                "latent_image": ["empty", 0],
-            },
-            **{"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
-        },
-    ),
-    "sampler": (
-        "InstantCharacterSampler",
-        {
-            **{"flux_pipe": ["flux", 0], "character": ["encode", 0], "prompt": "a character", "negative_prompt": ""},
-            **{"true_cfg": 1.0, "guidance": 3.5, "seed": 1, "scale": 0.9, "start": 0.0, "end": 1.0, **SMALL},
-            **{"batch_size": 1, "denoise": 1.0, "cache": "none", "strength": ["strength", 0]},
-        },
-    ),
-    "from_picture": (
-        "InstantCharacterSampler",
-        {
-            **{"flux_pipe": ["flux", 0], "image": ["example", 0], "prompt": "", "negative_prompt": "", "true_cfg": 1.0},
-            **{"positive": ["prompt", 0], "negative": ["prompt", 0], "guidance": 3.5, "seed": 1, "scale": 0.9},
-            **{"start": 0.0, "end": 1.0, **SMALL, "batch_size": 1, "denoise": 0.5},
-        },
-    ),
-    "from_latent": (
-        "InstantCharacterSampler",
-        {
-            **{
-                "flux_pipe": ["flux", 0],
-                "latent": ["sampler", 1],
-                "prompt": "",
-                "negative_prompt": "",
-                "true_cfg": 1.0,
-            },
-            **{"guidance": 3.5, "seed": 1, "scale": 0.9, "start": 0.0, "end": 1.0, **SMALL, "batch_size": 1},
-            "denoise": 0.5,
-        },
-    ),
-    "sweep": (
-        "InstantCharacterSweep",
-        {
-            **{"flux_pipe": ["flux", 0], "character": ["encode", 0], "prompt": "a character", "scale": "0.9"},
-            **{"guidance": "3.5", "seed": "1", **SMALL, "positive": ["prompt", 0]},
-        },
-    ),
-    "local": (
-        "InstantCharacterLoadModelFromLocal",
-        {
-            **{"base_model_path": "diffusers/toy", "image_encoder_path": "clip_vision/siglip", "cpu_offload": False},
-            **{"image_encoder_2_path": "clip_vision/dinov2", "ip_adapter_path": "ipadapter/toy.safetensors"},
-        },
-    ),
-    "fetched": (
-        "InstantCharacterLoadModel",
-        {"hf_token": "", "ip_adapter_name": "toy.safetensors", "cpu_offload": False},
-    ),
-    "generate": (
-        "InstantCharacterGenerate",
-        {
-            **{"pipe": ["local", 0], "prompt": "a character", "height": 256, "width": 256, "guidance_scale": 3.5},
-            **{"num_inference_steps": 1, "seed": 1, "subject_scale": 0.9, "subject_image": ["example", 0]},
-        },
-    ),
-}
+GRAPH: dict[str, dict[str, Any]] = json.loads((comfyui.PACK / "tests/support/every_node.json").read_text("utf-8"))
 """A node of each kind, with good inputs."""
-OURS = sorted(key for key, (kind, _) in GRAPH.items() if kind.startswith("InstantCharacter"))
+OURS = sorted(key for key, node in GRAPH.items() if node["class_type"].startswith("InstantCharacter"))
 SHOWN = {"apply": "ksampler"}
 """Nodes whose output is seen in another node's."""
 
@@ -176,7 +69,7 @@ def inputs(server: Server) -> Iterator[list[Declared]]:
     """Every input of every node of ours, but ``compile``, which takes minutes."""
     found = []
     for key in OURS:
-        kind = GRAPH[key][0]
+        kind = GRAPH[key]["class_type"]
         sections = server.get(f"/object_info/{kind}")[kind]["input"]
         for section in ("required", "optional"):
             each = sections.get(section, {}).items()
@@ -209,9 +102,8 @@ def prompt_for(key: str, **inputs: Any) -> dict[str, Any]:
         name = wanted.pop()
         if name in prompt or name not in GRAPH:
             continue
-        kind, values = GRAPH[name]
-        values = values | (inputs if name == key else {})
-        prompt[name] = {"class_type": kind, "inputs": values}
+        values = GRAPH[name]["inputs"] | (inputs if name == key else {})
+        prompt[name] = GRAPH[name] | {"inputs": values}
         wanted += [
             value[0]
             for value in values.values()

@@ -42,6 +42,10 @@ def check_generate(options: GenerateOptions) -> None:
     crossed = [name for name, _ in options.grid]
     if len(set(crossed)) < len(crossed):
         raise ValueError(f"--grid names {' '.join(crossed)}: name each setting once, with all its values")
+    if crossed:
+        from ..flux.sweep import check_page
+
+        check_page(dict(options.grid), options.size)
     for path, _ in options.lora:
         if not path.is_file():
             raise FileNotFoundError(f"there is no LoRA file {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -18,6 +19,8 @@ BOUNDS: dict[str, tuple[type[float] | type[int], float, float]] = {
 """Type, least and greatest value of the settings that can be crossed."""
 GAP = 12
 """Pixels between pictures."""
+MOST_PIXELS = 2**27
+"""Of all pictures on a page, 128 of 1024×1024; ComfyUI takes 12 bytes for each pixel."""
 
 
 def parse_values(name: str, text: str) -> tuple[float, ...]:
@@ -44,6 +47,16 @@ def parse_values(name: str, text: str) -> tuple[float, ...]:
     return values
 
 
+def check_page(axes: Axes, size: tuple[int, int]) -> None:
+    """Raise ``ValueError`` for more pictures than a page has room for, see :data:`MOST_PIXELS`."""
+    count, (width, height) = math.prod(map(len, axes.values())), size
+    if count * width * height > MOST_PIXELS:
+        raise ValueError(
+            f"{count} pictures of {width}×{height}; expected at most {MOST_PIXELS // (width * height)} of this size on a "
+            "page: take fewer values, or a smaller size"
+        )
+
+
 def cross(axes: Axes) -> list[dict[str, float]]:
     """Every combination of the values; those of the last axis change first."""
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
@@ -66,7 +79,11 @@ def labelled_page(axes: Axes, size: tuple[int, int]) -> tuple[Image.Image, list[
 
     Returns:
         The page, RGB, and the top left corner of each picture.
+
+    Raises:
+        ValueError: the pictures are more than a page has room for.
     """
+    check_page(axes, size)
     common = {name: values[0] for name, values in axes.items() if len(values) == 1}
     varied = [name for name in axes if name not in common]
     rows, columns = (cross({name: axes[name] for name in names}) for names in (varied[:-1], varied[-1:]))

@@ -84,6 +84,13 @@ def test_a_grid_carries_its_settings(generate, capsys):
     assert "(seed" not in capsys.readouterr().out
 
 
+def test_a_grid_too_large_for_a_page_is_refused(generate, no_models, error_line):
+    seeds = ",".join(map(str, range(200)))
+    status, _ = generate("--reference", recorded.PICTURE, "--size", "1024x1024", "--grid", f"seed={seeds}")
+    assert status == 2
+    assert error_line().startswith("error: 200 pictures of 1024×1024; expected at most 128 of this size on a page")
+
+
 def test_a_grid_that_names_a_setting_twice_is_refused(generate, no_models, error_line):
     status, output = generate("--reference", recorded.PICTURE, "--grid", "scale=0.6", "scale=0.9")
     assert status == 2

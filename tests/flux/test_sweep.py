@@ -100,3 +100,9 @@ def test_one_combination_is_one_picture():
     page, corners = labelled_page({"scale": (0.9,)}, (64, 64))
     assert len(corners) == 1
     assert inked(page, (0, 0, page.width, corners[0][1]))
+
+
+@pytest.mark.parametrize("axes", [{"seed": range(129)}, dict.fromkeys(("scale", "guidance", "seed"), range(10**4))])
+def test_more_pictures_than_a_page_has_room_for_are_refused(axes):
+    with pytest.raises(ValueError, match="pictures of 1024×1024; expected at most 128 of this size"):
+        labelled_page(axes, (1024, 1024))

@@ -23,6 +23,8 @@ LARGEST = 1e9
 """The largest number of features and weights; the squares of much larger ones are infinite in float32."""
 LONGEST_JSON = 4 << 20
 """Bytes of a JSON file at most; those of models have a tenth of it."""
+LONGEST_HEADER = 8 << 20
+"""Bytes of a safetensors header at most: 100,000 tensors, which take 2 s and 110 MB to read."""
 
 
 def read_safetensors(path: str | Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -46,7 +48,7 @@ def read_whole(path: str | Path, expected: str) -> dict[str, Tensor]:
 
     Errors are those of :func:`read_safetensors`.
     """
-    check_file(path, expected)
+    _check_header(path, expected)
     try:
         return load_bytes(Path(path).read_bytes())
     except UNREADABLE as error:
@@ -191,10 +193,19 @@ def _no_safetensors(path: str | Path, error: Exception, expected: str) -> ValueE
     return unexpected(path, f"is cut off or not a safetensors file ({first_line(error)})", expected)
 
 
+def _check_header(path: str | Path, expected: str) -> None:
+    """Raise as :func:`check_file` does, and for a header that takes too long to read."""
+    check_file(path, expected)
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if LONGEST_HEADER < length <= Path(path).stat().st_size:  # a longer one is another kind of file
+        raise unexpected(path, f"has a header of {length} bytes, more than {LONGEST_HEADER}", expected)
+
+
 @contextmanager
 def _opened(path: str | Path, expected: str) -> Iterator[Any]:
     """A safetensors file, memory-mapped."""
-    check_file(path, expected)
+    _check_header(path, expected)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file

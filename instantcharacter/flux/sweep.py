@@ -52,8 +52,8 @@ def check_page(axes: Axes, size: tuple[int, int]) -> None:
     count, (width, height) = math.prod(map(len, axes.values())), size
     if count * width * height > MOST_PIXELS:
         raise ValueError(
-            f"{count} pictures of {width}×{height}; expected at most {MOST_PIXELS // (width * height)} of this size on a "
-            "page: take fewer values, or a smaller size"
+            f"{count} pictures of {width}×{height}; expected at most {MOST_PIXELS // (width * height)} of this size on "
+            "a page: take fewer values, or a smaller size"
         )
 
 

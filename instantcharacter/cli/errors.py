@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files.errors import first_line
+from ..files.errors import reason
 
 
 def one_line(error: Exception) -> str:
     """The first line of an error's message, and for a full GPU which options take less memory."""
-    message = first_line(error)
+    message = reason(error)
     if "out of memory" in message:
         return f"{message} Try --vram with less, --offload sequential, or a smaller --size."
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.strerror}: {error.filename}"
     return message
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from .atomic import atomic_write
 
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
 ResizeMode = Literal["pad", "stretch"]
@@ -18,6 +23,8 @@ THUMBNAIL = 256
 """Side of a thumbnail in pixels."""
 LARGEST = 4096
 """Maximum side of a square in pixels; a larger picture is shrunk, whatever its aspect ratio."""
+PNG_SETTINGS = "instantcharacter"
+"""The text of a PNG that holds its settings."""
 OVERSHOOT = 0.5
 """How far outside 0 to 1 a resized float picture may lie; a picture in 0 to 255 lies further."""
 
@@ -88,6 +95,19 @@ def to_square(image: Image.Image, fit: ResizeMode = "pad") -> Image.Image:
 def thumbnail(picture: Picture) -> Image.Image:
     """A picture in a white square of :data:`THUMBNAIL` pixels."""
     return to_square(open_picture(picture)).resize((THUMBNAIL, THUMBNAIL))
+
+
+def save_png(image: Image.Image, path: Path, prompt: str, settings: Mapping[str, Any]) -> None:
+    """Write a PNG, whole or not at all, that carries its prompt, and its settings as JSON.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    text = PngInfo()
+    text.add_itxt("Description", prompt)
+    text.add_itxt(PNG_SETTINGS, json.dumps(settings, ensure_ascii=False))
+    with atomic_write(path) as partial:
+        image.save(partial, format="PNG", pnginfo=text)
 
 
 def _open(picture: Picture) -> Image.Image:

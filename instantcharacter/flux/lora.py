@@ -61,7 +61,7 @@ XLABS = {
 
 
 def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
-    """Load a LoRA into FLUX, and its layers for CLIP into CLIP; before the pipeline is offloaded.
+    """Load a LoRA into FLUX, and its layers for CLIP into CLIP.
 
     The rest of the file is left out, with a warning: a DoRA's magnitudes, layers of T5, and layers that this FLUX does
     not have.
@@ -76,18 +76,17 @@ def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
         ValueError: a file that is cut off, is for another model or of another width, is no LoRA, or has no layer of
             the pipeline's models.
     """
-    tensors, metadata = _read(path)
-    if kind := kind_of(tensors):
-        raise ValueError(refusal(path, tensors, kind))
+    tensors, metadata = read_lora(path)
     layers = _by_layer(tensors)
     flux, text = _match_layers(path, layers, pipeline.transformer, pipeline.text_encoder)
     settings = _read_settings(metadata, path)
     if any("magnitude" in parts for parts in layers.values()):
         logger.warning("%s is a DoRA: its magnitudes are left out, the rest is used", path.name)
-    if flux:
-        _load_into_flux(pipeline, layers, flux, settings.get("transformer", {}), name)
-    if text:
-        _load_into_clip(pipeline, layers, text, settings.get("text_encoder", {}), name)
+    with pipeline.models_changing():
+        if flux:
+            _load_into_flux(pipeline, layers, flux, settings.get("transformer", {}), name)
+        if text:
+            _load_into_clip(pipeline, layers, text, settings.get("text_encoder", {}), name)
 
 
 def _load_into_flux(pipeline: CharacterPipelineMixin, layers: Layers, found: Names, settings: Any, name: str) -> None:
@@ -121,6 +120,19 @@ def _restore_matrices(model: nn.Module, matrices: Mapping[tuple[str, str], Tenso
         getattr(layer, f"lora_{side}")[name].weight.data = matrix
         layer.lora_alpha[name] = layer.r[name]
         layer.scaling[name] = 1.0
+
+
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a LoRA's file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is cut off, or is known to be something else than a LoRA for FLUX.1.
+    """
+    tensors, metadata = _read(path)
+    if kind := kind_of(tensors):
+        raise ValueError(refusal(path, tensors, kind))
+    return tensors, metadata
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -239,7 +239,8 @@ class CharacterPipelineMixin(ModelChangesMixin):
         return self._state.offload.suspended(self._first or self, self._components)
 
     @contextmanager
-    def _models_changing(self) -> Iterator[None]:
+    def models_changing(self) -> Iterator[None]:
+        """Context manager in which the models may be changed; afterwards they are offloaded as before."""
         self._state.prompts.clear()
         with self._offload_suspended():
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...files.atomic import atomic_write
+from ...files.fingerprint import content_digest
 from ...files.reading import read_safetensors
 
 Input = TypeVar("Input", bound="Path | bytes | str")
@@ -114,12 +114,6 @@ class CachedEncoder(Generic[Input]):
             with atomic_write(item.file) as partial:
                 save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
         return tensors
-
-
-def content_digest(value: Path | bytes | str) -> str:
-    """32 hexadecimal digits of a file's content, of bytes or of a text."""
-    data = value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def to_device(tensors: Tensors, device: torch.device) -> Tensors:

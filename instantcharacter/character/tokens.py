@@ -15,14 +15,16 @@ from ..offload.streaming import on_device
 BATCH = 7
 """Timesteps in one call of the resampler: enough to fill a GPU, in 0.3 GB of activations at the released sizes."""
 
-Key = tuple[float, torch.device, torch.dtype]
+Schedule = tuple[tuple[float, ...], torch.device, torch.dtype]
 
 
 class TokenCache:
     """Folded tokens of characters, see :mod:`~instantcharacter.model.folding`.
 
     Of each character it keeps the tokens of the last schedule: 74 MB for 28 steps at the released sizes. It holds
-    characters weakly: a character's tokens go with the character.
+    characters weakly: a character's tokens go with the character. Tokens of another schedule are not used again for the
+    timesteps that both have: their last bits depend on the timesteps beside them, and a picture would depend on the
+    ones before it.
 
     Args:
         projector: of the adapter that made the characters. After a change of its weights, make a new cache.
@@ -30,14 +32,12 @@ class TokenCache:
 
     def __init__(self, projector: CharacterProjector) -> None:
         self._projector = projector
-        self._cached: WeakKeyDictionary[Character, dict[Key, Tensor]] = WeakKeyDictionary()
+        self._cached: WeakKeyDictionary[Character, tuple[Schedule, dict[float, Tensor]]] = WeakKeyDictionary()
 
     def tokens(
         self, character: Character, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
     ) -> list[Tensor]:
-        """A character's tokens at each timestep; only those that are not cached are computed.
-
-        If any is computed, cached tokens of other timesteps, devices and dtypes are dropped.
+        """A character's tokens at each timestep, computed unless its last schedule was the same.
 
         Args:
             character: of this projector.
@@ -48,19 +48,17 @@ class TokenCache:
         Returns:
             [1, num_tokens, resampler_dim + 8] for each timestep.
         """
-        cached = self._cached.get(character, {})
-        if missing := self.missing(character, timesteps, device, dtype):
-            computed = dict(zip(missing, self.resample(character, missing, device, dtype), strict=True))
-            cached |= {(timestep, device, dtype): tokens for timestep, tokens in computed.items()}
-            self._cached[character] = {key: cached[key] for key in ((t, device, dtype) for t in timesteps)}
-        return [cached[timestep, device, dtype] for timestep in timesteps]
+        if not self.has(character, timesteps, device, dtype):
+            each = list(dict.fromkeys(timesteps))
+            tokens = dict(zip(each, self.resample(character, each, device, dtype), strict=True))
+            self._cached[character] = (tuple(timesteps), device, dtype), tokens
+        _, cached = self._cached[character]
+        return [cached[timestep] for timestep in timesteps]
 
-    def missing(
-        self, character: Character, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> list[float]:
-        """The timesteps for which :meth:`tokens` would run the resampler, each once."""
-        cached = self._cached.get(character, {})
-        return [timestep for timestep in dict.fromkeys(timesteps) if (timestep, device, dtype) not in cached]
+    def has(self, character: Character, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether :meth:`tokens` would not run the resampler."""
+        schedule, _ = self._cached.get(character, (None, None))
+        return schedule == (tuple(timesteps), device, dtype)
 
     @torch.no_grad()
     def resample(

@@ -334,7 +334,7 @@ class CharacterPipelineMixin(ModelChangesMixin):
     ) -> list[Tensor]:
         cache, request = self._state.tokens, (character, timesteps, device, dtype)
         assert cache is not None, "it is set with the adapter"
-        host = self.adapter_host if cache.missing(*request) else None
+        host = None if cache.has(*request) else self.adapter_host
         with host.resampling() if host else nullcontext():
             return cache.tokens(*request)
 

@@ -25,16 +25,18 @@ def test_one_schedule_is_resampled_once(cache, character, resampled):
     assert all(one is other for one, other in zip(first, second, strict=True))
 
 
-def test_only_new_timesteps_are_resampled_and_old_ones_dropped(cache, character, resampled):
+@pytest.mark.parametrize("before", [[500.0], [900.0, 500.0, 100.0], [900.0, 100.0]])
+def test_tokens_do_not_depend_on_the_schedule_before(adapter, cache, character, before):
+    schedule = [900.0, 500.0]
+    cache.tokens(character, before, CPU, FLOAT32)
+    expected = TokenCache(adapter.projector).tokens(character, schedule, CPU, FLOAT32)
+    assert all(map(torch.equal, cache.tokens(character, schedule, CPU, FLOAT32), expected))
+
+
+def test_another_schedule_is_resampled_whole(cache, character, resampled):
     for schedule in ([900.0, 500.0], [500.0, 100.0], [900.0]):
         cache.tokens(character, schedule, CPU, FLOAT32)
-    assert resampled == [900.0, 500.0, 100.0, 900.0]
-
-
-def test_part_of_a_schedule_drops_nothing(cache, character, resampled):
-    for schedule in ([900.0, 500.0], [500.0], [900.0, 500.0]):
-        cache.tokens(character, schedule, CPU, FLOAT32)
-    assert resampled == [900.0, 500.0]
+    assert resampled == [900.0, 500.0, 500.0, 100.0, 900.0]
 
 
 def test_characters_keep_their_own_schedules(cache, character, resampled):
@@ -45,11 +47,12 @@ def test_characters_keep_their_own_schedules(cache, character, resampled):
     assert resampled == [900.0, 500.0]
 
 
-def test_missing_names_each_timestep_once(cache, character):
-    cache.tokens(character, [500.0], CPU, FLOAT32)
-    assert cache.missing(character, [900.0, 500.0, 900.0], CPU, FLOAT32) == [900.0]
-    assert cache.missing(character, [500.0], CPU, torch.bfloat16) == [500.0]
-    assert cache.missing(character, [500.0], torch.device("meta"), FLOAT32) == [500.0]
+def test_a_cache_has_one_schedule_on_one_device_in_one_dtype(cache, character):
+    cache.tokens(character, [900.0, 500.0], CPU, FLOAT32)
+    assert cache.has(character, [900.0, 500.0], CPU, FLOAT32)
+    assert not cache.has(character, [500.0], CPU, FLOAT32)
+    assert not cache.has(character, [900.0, 500.0], CPU, torch.bfloat16)
+    assert not cache.has(character, [900.0, 500.0], torch.device("meta"), FLOAT32)
 
 
 def test_a_timestep_may_come_twice(cache, character, resampled):
@@ -61,7 +64,7 @@ def test_a_timestep_may_come_twice(cache, character, resampled):
 def test_resample_keeps_no_tokens(cache, character, resampled):
     cache.tokens(character, [900.0], CPU, FLOAT32)
     cache.resample(character, [700.0], CPU, FLOAT32)
-    assert cache.missing(character, [900.0, 700.0], CPU, FLOAT32) == [700.0]
+    assert cache.has(character, [900.0], CPU, FLOAT32)
     assert resampled == [900.0, 700.0]
 
 

@@ -80,9 +80,7 @@ def generate_batch(
         output.check_pictures(jobs)
         written = output.open(shared)
         if written and batch_size not in (None, written):
-            raise ValueError(
-                f"{folder} has batches of {written}, and keeps them: leave the batch size {batch_size} out"
-            )
+            raise ValueError(f"{folder} has batches of {written}, and stays with them: leave out --batch-size")
         return written, {job.output for job in output.present(jobs)}
 
     size, present = on_main(begin)

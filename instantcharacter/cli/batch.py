@@ -87,8 +87,10 @@ def _good_lines(options: BatchOptions, jobs: Sequence[Job], bad: Sequence[BadLin
     lines = {line for line, _ in bad}
     good = [job for job in jobs if job.line not in lines]
     if bad and not (options.skip_bad and good):
-        what = "lines above are bad, and nothing is generated: mend them, or generate the others with --skip-bad"
-        raise ValueError(f"{options.jobs}: the {len(lines)} {what}")
+        raise ValueError(
+            f"{len(lines)} of {len(lines) + len(good)} lines are bad, see above, and nothing is generated: mend them, or "
+            "give --skip-bad to generate the others"
+        )
     return good, len(lines)
 
 

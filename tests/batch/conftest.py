@@ -12,9 +12,9 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from support import recorded
+from support import recorded, tiny
 
-from instantcharacter import Character
+from instantcharacter import Character, InstantCharacterPipeline
 from instantcharacter.batch.jobs import Job, read_jobs
 
 
@@ -53,6 +53,16 @@ class FakePipeline:
         self.batches.append(len(generator))
         noise = np.stack([torch.rand(8, 8, 3, generator=each).numpy() for each in generator])
         return SimpleNamespace(images=(noise + prompt_embeds.mean((1, 2)).numpy()[:, None, None, None] / 99) / 3)
+
+
+@pytest.fixture
+def pipeline(adapter) -> InstantCharacterPipeline:
+    """The recorded FLUX with small text encoders, the recorded adapter set."""
+    components = {**tiny.tiny_components(), "transformer": recorded.transformer()}
+    pipeline = InstantCharacterPipeline(**components)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_character_adapter(adapter)
+    return pipeline
 
 
 @pytest.fixture

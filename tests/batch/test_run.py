@@ -7,6 +7,7 @@ from support import batch_jobs, recorded
 
 from instantcharacter.batch.jobs import read_jobs
 from instantcharacter.batch.run import generate_batch
+from instantcharacter.cli.main import main
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_the_good_lines_of_many_are_generated(jobs_file, fake, tmp_path):
 @pytest.mark.slow
 def test_processes_that_are_killed_go_on_to_the_pictures_of_one(tmp_path):
     jobs = batch_jobs.write_jobs(tmp_path / "jobs.jsonl", 18)
-    batch_jobs.finish(jobs, tmp_path / "one", 1)
+    assert main(["batch", str(jobs), f"--output={tmp_path / 'one'}", *batch_jobs.TOY]) == 0
     batch_jobs.kill_at(batch_jobs.start(jobs, tmp_path / "several", 2), tmp_path / "several", 3)
     batch_jobs.finish(jobs, tmp_path / "several", 2)
     one, several = (batch_jobs.contents(tmp_path / name) for name in ("one", "several"))

@@ -75,7 +75,7 @@ class Generator:
             jobs, begin = batch.jobs, time.perf_counter()
             try:
                 images: Sequence[Image.Image | None] = self._images(batch)
-            except (ValueError, RuntimeError, OSError) as error:
+            except (ValueError, RuntimeError, MemoryError, OSError) as error:
                 for job in jobs:
                     self._output.save_error(job, reason(error))
                 continue

@@ -295,6 +295,8 @@ def _parse(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (str,) if name in TEXTS else (str, int, float)):
         kind = "a text" if name in TEXTS else "a number or a text"
         raise ValueError(f"{name} is {str(value)[:80]}; expected {kind}")
+    if "\0" in str(value):
+        raise ValueError(f"{name} has a zero byte: write a text")
     try:
         return FIELDS[name](str(value))
     except ValueError as error:

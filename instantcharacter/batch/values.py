@@ -12,6 +12,8 @@ from ..model.strength import Scale, Strength
 
 SEED = 0, 2**64 - 1
 """The least and the greatest seed."""
+LONGEST = 16384
+"""The longest side of a picture in pixels."""
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
@@ -57,8 +59,8 @@ def scale(text: str) -> Scale:
 def size(text: str) -> tuple[int, int]:
     """Width and height from WIDTHxHEIGHT, or from one number for a square."""
     sides = text.lower().split("x") if "x" in text.lower() else [text, text]
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) and int(side) % 16 == 0 for side in sides):
-        raise ValueError(f"{text}: expected WIDTHxHEIGHT in multiples of 16, such as 1024x768")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side[:9]) in range(16, LONGEST + 1, 16) for side in sides):
+        raise ValueError(f"{text}: expected WIDTHxHEIGHT in multiples of 16, at most {LONGEST}, such as 1024x768")
     return int(sides[0]), int(sides[1])
 
 

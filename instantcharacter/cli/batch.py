@@ -88,8 +88,8 @@ def _good_lines(options: BatchOptions, jobs: Sequence[Job], bad: Sequence[BadLin
     good = [job for job in jobs if job.line not in lines]
     if bad and not (options.skip_bad and good):
         raise ValueError(
-            f"{len(lines)} of {len(lines) + len(good)} lines are bad, see above, and nothing is generated: mend them, or "
-            "give --skip-bad to generate the others"
+            f"{len(lines)} of {len(lines) + len(good)} lines are bad, see above, and nothing is generated: mend them, "
+            "or give --skip-bad to generate the others"
         )
     return good, len(lines)
 

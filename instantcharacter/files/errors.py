@@ -6,7 +6,7 @@ from __future__ import annotations
 def reason(error: Exception) -> str:
     """What an error says, in one line: of the operating system's, its reason and its file."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.strerror}: {error.filename}"
+        return " ".join(f"{error.strerror}: {error.filename}".splitlines())
     return first_line(error)
 
 

@@ -14,6 +14,7 @@ from ..files.fingerprint import content_digest
 from ..files.reading import read_safetensors
 from ..flux.caches import RecentCache
 from ..model.character import Character
+from .folder import names_in
 from .jobs import Reference, Source
 
 Loras: TypeAlias = tuple[tuple[Source, float], ...]
@@ -41,7 +42,8 @@ class JobCache:
 
     def missing(self, references: Iterable[Reference]) -> list[Reference]:
         """The references whose characters are not there, each once."""
-        return [reference for reference in dict.fromkeys(references) if not self._path(reference).exists()]
+        names = names_in(self.characters)
+        return [reference for reference in dict.fromkeys(references) if self._path(reference).name not in names]
 
     def save(self, reference: Reference, character: Character) -> None:
         """Write the character of a reference."""

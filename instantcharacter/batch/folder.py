@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ class OutputFolder:
         settings = json.loads(json.dumps(settings))
         self.path.mkdir(parents=True, exist_ok=True)
         for partial in self.path.rglob(".*.part"):
-            if time.time() - partial.stat().st_mtime > STALE:
-                partial.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # it is being renamed
+                if time.time() - partial.stat().st_mtime > STALE:
+                    partial.unlink()
         if not self._job.exists():
             self._write_job(settings, None)
             return None
@@ -72,11 +74,14 @@ class OutputFolder:
 
     def present(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs whose pictures are there."""
-        return [job for job in jobs if (self.path / job.output).exists()]
+        places = {job: self.path / job.output for job in jobs}
+        listed = {folder: names_in(folder) for folder in {path.parent for path in places.values()}}
+        return [job for job, path in places.items() if path.name in listed[path.parent]]
 
     def check_pictures(self, jobs: Iterable[Job]) -> None:
         """Raise ``ValueError`` if a picture is there that another line made, or nobody here."""
-        wrong = [job for job in self.present(jobs) if _digest(self.path / job.output) != job.digest]
+        there, begun = self.present(jobs), self._job.exists()
+        wrong = [job for job in there if not begun or _digest(self.path / job.output) != job.digest]
         if wrong:
             listed = ", ".join(f"{job.output} (line {job.line})" for job in wrong[:5])
             raise ValueError(
@@ -168,6 +173,14 @@ def describe(job: Job) -> dict[str, Any]:
     if job.negative_prompt is not None:
         described |= {"negative_prompt": job.negative_prompt, "true_cfg": settings.true_cfg}
     return described
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder, none if it is not there.
+
+    A listing has the files that other machines have written, where asking for one name may get an older answer.
+    """
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _digest(path: Path) -> str | None:

@@ -70,9 +70,12 @@ class Generator:
             OSError: a picture cannot be written.
         """
         for batch in batches:
-            if self._cache.missing(batch.settings.reference):
-                continue  # encoding it failed, and is written down
             jobs, begin = batch.jobs, time.perf_counter()
+            if self._cache.missing(batch.settings.reference):
+                written = {entry["output"] for entry in self._output.entries(jobs)}  # why it could not be made
+                for job in (job for job in jobs if job.output not in written):
+                    self._output.save_error(job, "its character is not there: run the same command again")
+                continue
             try:
                 images: Sequence[Image.Image | None] = self._images(batch)
             except (ValueError, RuntimeError, MemoryError, OSError) as error:

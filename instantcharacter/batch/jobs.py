@@ -17,6 +17,7 @@ from ..files.errors import reason
 from ..files.fingerprint import content_digest
 from ..files.pictures import open_mask, open_picture
 from ..flux.lora import read_lora
+from ..flux.schedule import as_list
 from ..model.character import Character, summary
 from ..model.conditioning import mask_to_tokens
 from ..model.strength import Scale, scales_of
@@ -241,11 +242,6 @@ class _Parser:
             case (Path(), float()):
                 return self._folder / value[0], value[1]
         return value
-
-
-def as_list(value: Any) -> list[Any]:
-    """The items of a list, or the one value."""
-    return value if isinstance(value, list) else [value]
 
 
 def output_name(text: str) -> str:

@@ -25,7 +25,7 @@ def batch(options: BatchOptions) -> int:
     """Generate the pictures of a job that are missing in its folder; every process runs this.
 
     Returns:
-        The exit status: 1 if lines are bad or have failed, else 0.
+        The exit status: 1 if pictures are missing, since their lines are bad or have failed, else 0.
 
     Raises:
         OSError: a file cannot be found, read or written, or the hub cannot be reached.
@@ -59,12 +59,12 @@ def batch(options: BatchOptions) -> int:
     if state.num_processes > 1:
         state.destroy_process_group()
     failed = [entry for entry in entries if "error" in entry]
+    there, total = len(entries) - len(failed), len(jobs) + bad + foreign
     if state.is_main_process:
         for entry in failed:
             print(f"{options.jobs}:{entry['line']}: {entry['output']} failed: {entry['error']}", file=sys.stderr)
-        total = len(jobs) + bad + foreign
-        print(f"{len(entries) - len(failed)} of {total} pictures are in {options.output / 'index.html'}")
-    return int(bool(failed or bad or foreign))
+        print(f"{there} of {total} pictures are in {options.output / 'index.html'}")
+    return int(there < total)
 
 
 def _read(options: BatchOptions) -> tuple[list[Job], list[BadLine]]:

@@ -74,14 +74,14 @@ class OutputFolder:
 
     def present(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs whose pictures are there."""
-        places = {job: self.path / job.output for job in jobs}
-        listed = {folder: names_in(folder) for folder in {path.parent for path in places.values()}}
-        return [job for job, path in places.items() if path.name in listed[path.parent]]
+        paths = {job: self.path / job.output for job in jobs}
+        listed = {folder: names_in(folder) for folder in {path.parent for path in paths.values()}}
+        return [job for job, path in paths.items() if path.name in listed[path.parent]]
 
     def check_pictures(self, jobs: Iterable[Job]) -> None:
         """Raise ``ValueError`` if a picture is there that another line made, or nobody here."""
-        there, begun = self.present(jobs), self._job.exists()
-        wrong = [job for job in there if not begun or _digest(self.path / job.output) != job.digest]
+        there, is_ours = self.present(jobs), self._job.exists()
+        wrong = [job for job in there if not is_ours or _digest(self.path / job.output) != job.digest]
         if wrong:
             listed = ", ".join(f"{job.output} (line {job.line})" for job in wrong[:5])
             raise ValueError(

@@ -68,6 +68,7 @@ def lora(text: str) -> tuple[Path, float]:
     """Path and weight from FILE or FILE:WEIGHT. A colon before anything but a weight belongs to the file's name."""
     path, colon, weight = text.rpartition(":")
     try:
-        return (Path(path), number(-10, 10)(weight)) if colon else (Path(text), 1.0)
+        float(weight if colon else "no weight")
     except ValueError:
         return Path(text), 1.0
+    return Path(path), number(-10, 10)(weight)

@@ -33,6 +33,7 @@ def test_a_job_goes_on_with_the_settings_that_it_began_with(folder):
 
 
 def test_a_picture_carries_its_settings_and_belongs_to_its_line(folder, jobs, jobs_of):
+    folder.open({})
     for job in jobs[:2]:
         folder.save(job, RED, 1.5, {"model": "flux"})
     folder.check_pictures(jobs)
@@ -44,9 +45,15 @@ def test_a_picture_carries_its_settings_and_belongs_to_its_line(folder, jobs, jo
         folder.check_pictures(jobs_of({"prompt": "another fox"}, {"prompt": "an owl", "output": "one/owl.png"}))
 
 
+def test_pictures_without_the_settings_of_their_job_are_refused(folder, jobs):
+    folder.save(jobs[0], RED, 1.5, {})
+    with pytest.raises(ValueError, match="that these lines did not make"):
+        folder.check_pictures(jobs)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"words"])
 def test_a_picture_of_nobody_is_not_taken_for_ours(folder, jobs, content):
-    folder.path.mkdir()
+    folder.open({})
     if content is None:
         RED.save(folder.path / "0001.png")
     else:

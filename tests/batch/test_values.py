@@ -13,6 +13,8 @@ from instantcharacter.batch import values
         (values.whole_number(1, 9), "2.5", "2.5: expected a whole number from 1 to 9"),
         (values.whole_number(1, 9), "0", "0: expected 1 to 9"),
         (values.scale, "1:2", "expected one number, or START:MIDDLE:END"),
+        (values.lora, "style.safetensors:nan", "nan: expected -10 to 10"),
+        (values.size, "16400x64", "at most 16384"),
         (values.size, "100x100", "expected WIDTHxHEIGHT in multiples of 16"),
     ],
 )

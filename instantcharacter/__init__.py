@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batch.jobs import read_jobs
+    from .batch.run import generate_batch
     from .character.encoders import CharacterEncoder
     from .flux.pipeline import (
         InstantCharacterImg2ImgPipeline,
@@ -33,6 +35,8 @@ _HOME = {
     "InstantCharacterImg2ImgPipeline": "flux.pipeline",
     "InstantCharacterInpaintPipeline": "flux.pipeline",
     "Strength": "model.strength",
+    "generate_batch": "batch.run",
+    "read_jobs": "batch.jobs",
 }
 
 __all__ = [
@@ -45,6 +49,8 @@ __all__ = [
     "InstantCharacterInpaintPipeline",
     "InstantCharacterPipeline",
     "Strength",
+    "generate_batch",
+    "read_jobs",
 ]
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
+from ..batch import values
 from ..files.catalog import FILES
-from ..model.strength import Scale, Strength
 
-Number = TypeVar("Number", int, float)
-LARGEST = 16384
-"""Pixels of a picture's side at most, as in ComfyUI."""
+Value = TypeVar("Value")
 
 
 def file_name(text: str) -> str:
@@ -23,73 +19,37 @@ def file_name(text: str) -> str:
     return text
 
 
-def prompt(text: str) -> str:
-    """A text of whole letters; bytes that are not UTF-8 come as halves of letters."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ArgumentTypeError(f"{text[:99]!r}: expected a text in UTF-8")
-    return text
+def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """A type of argparse that prints the message of a parser's ``ValueError``."""
+
+    def parse_argument(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return parse_argument
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
     """A type for numbers between two bounds, both allowed."""
-    return _between(float, "a number", low, high)
+    return argument(values.number(low, high))
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A type for whole numbers between two bounds, both allowed."""
-    return _between(int, "a whole number", low, high)
+    return argument(values.whole_number(low, high))
 
 
-def _between(kind: type[Number], name: str, low: float, high: float) -> Callable[[str], Number]:
-    def parse(text: str) -> Number:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:  # false for NaN, too
-            raise ArgumentTypeError(f"{text[:99]!r}: expected {name}, {low} to {high}")
-        return value
-
-    return parse
-
-
-def scale(text: str) -> Scale:
-    """A strength from one number, or one that changes from START:MIDDLE:END."""
-    values = text.split(":")
-    if len(values) == 1:
-        return number(-10, 10)(text)
-    if len(values) != 3:
-        raise ArgumentTypeError(f"{text}: expected one number, or START:MIDDLE:END, such as 1.2:0.9:0.6")
-    return Strength(*map(number(0, 10), values))
-
-
-def size(text: str) -> tuple[int, int]:
-    """Width and height from WIDTHxHEIGHT, or from one number for a square."""
-    sides = re.fullmatch(r"([0-9]{2,5})(?:x([0-9]{2,5}))?", text.lower())
-    width, height = (int(side) for side in (sides[1], sides[2] or sides[1])) if sides else (0, 0)
-    if width % 16 or height % 16 or not (0 < width <= LARGEST and 0 < height <= LARGEST):
-        raise ArgumentTypeError(
-            f"{text[:99]!r}: expected WIDTHxHEIGHT in multiples of 16 up to {LARGEST}, such as 1024x768"
-        )
-    return width, height
-
-
-def lora(text: str) -> tuple[Path, float]:
-    """Path and weight from FILE or FILE:WEIGHT. A colon before anything but a weight belongs to the file's name."""
-    path, colon, weight = text.rpartition(":")
-    try:
-        float(weight)
-    except ValueError:
-        colon = ""
-    return (Path(path), number(-10, 10)(weight)) if colon else (Path(text), 1.0)
+prompt = argument(values.prompt)
+scale = argument(values.scale)
+size = argument(values.size)
+lora = argument(values.lora)
 
 
 def axis(text: str) -> tuple[str, tuple[float, ...]]:
     """A setting and its values from NAME=VALUES, see :func:`~instantcharacter.flux.sweep.parse_values`."""
     from ..flux.sweep import parse_values
 
-    name, _, values = text.partition("=")
-    try:
-        return name, parse_values(name, values)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from error
+    name, _, crossed = text.partition("=")
+    return name, argument(lambda listed: parse_values(name, listed))(crossed)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files.atomic import check_replaceable, check_writable
-from .options import EncodeOptions, GenerateOptions
+from .options import EncodeOptions, GenerateOptions, PictureOptions
 
 MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin")
 
 
 def check_sources(options: EncodeOptions) -> None:
     """Raise ``FileNotFoundError`` for a model that is neither on disk nor can be on the hub."""
-    if isinstance(options, GenerateOptions):
+    if isinstance(options, PictureOptions):
         check_source("--model", options.model)
     for name in ("siglip", "dinov2", "adapter"):
         check_source(f"--{name}", getattr(options, name))
@@ -57,7 +57,7 @@ def check_generate(options: GenerateOptions) -> None:
             raise ValueError(f"--save-character keeps one character; there are {references} --reference")
 
 
-def check_flux_files(options: GenerateOptions) -> None:
+def check_flux_files(options: PictureOptions) -> None:
     """Raise unless FLUX in one file comes with the files of its text encoders and VAE, and these only with a path."""
     parts = {f"--{name.replace('_', '-')}": path for name, path in options.flux_parts.items()}
     for flag, path in parts.items():

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files.errors import first_line
+from ..files.errors import reason
 
 
 def one_line(error: Exception) -> str:
     """The first line of an error's message, printable, and for a full GPU which options take less memory."""
-    message = first_line(error)
+    message = reason(error)
     if "out of memory" in message:
         message = f"{message} Try --vram with less, --offload sequential, or a smaller --size."
-    elif isinstance(error, OSError) and error.filename and error.strerror:
-        message = f"{error.strerror}: {os.fsdecode(error.filename)}"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+    return message
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ..character.image import cut_out
-from ..files.atomic import atomic_write
-from ..files.pictures import open_picture
-from ..model.strength import Scale, Strength
+from ..files.pictures import open_picture, save_png
+from ..model.strength import scale_setting
 from .checks import check_character_output, check_generate, check_sources
 from .options import EncodeOptions, GenerateOptions
 
@@ -129,16 +126,11 @@ def _run_pipeline(
     return result.images[0]
 
 
-def _scale_setting(scale: Scale) -> float | str:
-    """A strength as ``--scale`` takes it."""
-    return f"{scale.start:g}:{scale.middle:g}:{scale.end:g}" if isinstance(scale, Strength) else scale
-
-
 def _write_picture(image: Image.Image, options: GenerateOptions) -> None:
     """Write a PNG that carries its settings as JSON, with file names instead of the user's paths."""
     settings: dict[str, Any] = {
         "prompt": options.prompt,
-        "scale": [_scale_setting(scale) for scale in options.scale],
+        "scale": [scale_setting(scale) for scale in options.scale],
         "steps": options.steps,
         "guidance": options.guidance,
         "size": "x".join(map(str, options.size)),
@@ -152,8 +144,4 @@ def _write_picture(image: Image.Image, options: GenerateOptions) -> None:
         settings = {name: value for name, value in settings.items() if name not in grid} | {"grid": grid}
     if options.cache:
         settings["cache"] = options.cache
-    text = PngInfo()
-    text.add_itxt("Description", options.prompt)
-    text.add_itxt("instantcharacter", json.dumps(settings, ensure_ascii=False))
-    with atomic_write(options.output) as partial:
-        image.save(partial, format="PNG", pnginfo=text)
+    save_png(image, options.output, options.prompt, settings)

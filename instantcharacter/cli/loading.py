@@ -1,9 +1,10 @@
-"""Loading models for the commands ``generate`` and ``encode``: on which device, in which type, with a progress bar."""
+"""Loading models for ``generate``, ``batch`` and ``encode``: on which device, in which type, with a progress bar."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from ..model.character import Character
 from ..offload.devices import default_device
 from ..offload.streaming import on_device
 from .errors import hub_errors
-from .options import EncodeOptions, GenerateOptions
+from .options import EncodeOptions, PictureOptions
 from .progress import stage_bar
 
 
@@ -48,7 +49,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return getattr(torch, name or ("float32" if device.type == "cpu" else "bfloat16"))
 
 
-def check_arithmetic(options: GenerateOptions) -> None:
+def check_arithmetic(options: PictureOptions) -> None:
     """Raise ``ValueError`` for 8-bit arithmetic that the device or FLUX's file does not have; nothing is loaded yet."""
     check_weight_dtype(Path(options.model), options.weight_dtype, choose_device(options.device))
 
@@ -63,7 +64,26 @@ def load_adapter(options: EncodeOptions) -> CharacterAdapter:
 def create_characters(
     adapter: CharacterAdapter, pictures: Sequence[Image.Image], options: EncodeOptions
 ) -> list[Character]:
-    """A character of each picture. The encoders are freed afterwards.
+    """A character of each picture.
+
+    Raises:
+        ValueError: a folded adapter.
+    """
+    characters = []
+    with stage_bar("reference", 1 + len(pictures)) as start:
+        start("loading the encoders")
+        with character_encoding(adapter, options) as create:
+            for picture in pictures:
+                start("encoding a picture")
+                characters.append(create(picture))
+    return characters
+
+
+@contextmanager
+def character_encoding(
+    adapter: CharacterAdapter, options: EncodeOptions
+) -> Iterator[Callable[[Image.Image], Character]]:
+    """Context manager: what makes a character of a picture. The encoders are freed afterwards.
 
     Raises:
         ValueError: a folded adapter.
@@ -71,19 +91,13 @@ def create_characters(
     adapter.check_whole("make a character")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    with stage_bar("reference", 1 + len(pictures)) as start:
-        start("loading the encoders")
-        with hub_errors(options.siglip, options.dinov2):
-            encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype="auto")
-        characters = []
-        with on_device(encoder, device, dtype), on_device(adapter.projector, device, dtype):
-            for picture in pictures:
-                start("encoding a picture")
-                characters.append(adapter.create_character(encoder(picture, options.fit)))
-    return characters
+    with hub_errors(options.siglip, options.dinov2):
+        encoder = CharacterEncoder.from_pretrained(options.siglip, options.dinov2, dtype="auto")
+    with on_device(encoder, device, dtype), on_device(adapter.projector, device, dtype):
+        yield lambda picture: adapter.create_character(encoder(picture, options.fit))
 
 
-def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> InstantCharacterPipeline:
+def load_pipeline(adapter: CharacterAdapter, options: PictureOptions) -> InstantCharacterPipeline:
     """FLUX with its LoRAs and the adapter, offloaded and compiled as the options ask."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
@@ -107,7 +121,7 @@ def load_pipeline(adapter: CharacterAdapter, options: GenerateOptions) -> Instan
     return pipeline
 
 
-def _load_flux(options: GenerateOptions, dtype: torch.dtype, device: torch.device) -> InstantCharacterPipeline:
+def _load_flux(options: PictureOptions, dtype: torch.dtype, device: torch.device) -> InstantCharacterPipeline:
     """FLUX from a file or a folder on disk, or from the hub."""
     model = Path(options.model)
     if model.exists():

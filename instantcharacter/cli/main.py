@@ -11,6 +11,7 @@ from io import TextIOWrapper
 
 from .errors import one_line
 from .options import (
+    BatchOptions,
     ConvertOptions,
     DemoOptions,
     DownloadOptions,
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; those of the process if not given. Without any, help is printed.
 
     Returns:
-        The exit status: 0, 2 for an error, 130 when cancelled.
+        The exit status: 0, 1 if some of many pictures are missing, 2 for an error, 130 when cancelled.
 
     Raises:
         SystemExit: after ``--help``, and with status 2 for an option that does not exist or has an impossible value.
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.verbose:
         _silence_libraries()
     try:
-        _run(options)
+        return _run(options)
     except KeyboardInterrupt:
         print("cancelled", file=sys.stderr)
         return 130
@@ -53,16 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _run(options: Options) -> None:
-    """Run the command of these options. Each is imported here, so that ``--help`` loads neither torch nor diffusers."""
+def _run(options: Options) -> int:
+    """Run the command of these options; returns the exit status.
+
+    Each is imported here, so that ``--help`` loads neither torch nor diffusers.
+    """
     match options:
         case GenerateOptions():
             from .generate import generate
 
             generate(options)
+        case BatchOptions():
+            from .batch import batch
+
+            return batch(options)
         case EncodeOptions():
             from .generate import encode
 
@@ -83,6 +90,7 @@ def _run(options: Options) -> None:
             from .demo import demo
 
             demo(options)
+    return 0
 
 
 def _silence_libraries() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..files import catalog
-from ..model.strength import Scale, by_blocks
+from ..model.strength import Scale, scales_of
 
 Strategy = Literal["auto", "none", "model", "stream", "sequential"]
 """As in :mod:`instantcharacter.offload`, which imports torch."""
@@ -21,6 +21,7 @@ SOURCES = {"siglip": catalog.SIGLIP, "dinov2": catalog.DINOV2, "adapter": catalo
 """The models that make a character, and their default sources."""
 
 _Encode = TypeVar("_Encode", bound="EncodeOptions")
+_Picture = TypeVar("_Picture", bound="PictureOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +74,17 @@ class EncodeOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(EncodeOptions):
-    """How a picture of characters is generated.
+class PictureOptions(EncodeOptions):
+    """How pictures of characters are generated.
 
     Attributes:
-        prompt: the text.
         character: paths of character files; these characters follow those of the references.
-        save_character: where to write the reference's character.
         scale: the strength of all characters, or of each.
         scale_double, scale_single: factors on it in FLUX's double and single blocks, for all or for each.
         steps: denoising steps.
         guidance: FLUX's distilled guidance.
         size: width and height in pixels, multiples of 16.
-        seed: of the noise; random if not given.
-        grid: settings to cross and their values, see :mod:`~instantcharacter.flux.sweep`; a picture of one setting if
-            empty.
+        seed: of the noise.
         lora: paths of LoRAs and their weights.
         model: FLUX.1 as a file, a diffusers folder, a hub id, or ``toy``, which makes the other models toys, too.
         clip_l, t5, vae: the files of FLUX's other parts, where ``model`` is a file.
@@ -98,9 +95,7 @@ class GenerateOptions(EncodeOptions):
         cache: threshold of :mod:`~instantcharacter.flux.first_block_cache`, which leaves out steps; 0 for no cache.
     """
 
-    prompt: str
     character: tuple[Path, ...] = ()
-    save_character: Path | None = None
     scale: tuple[Scale, ...] = (0.9,)
     scale_double: tuple[float, ...] = (1.0,)
     scale_single: tuple[float, ...] = (1.0,)
@@ -108,7 +103,6 @@ class GenerateOptions(EncodeOptions):
     guidance: float = 3.5
     size: tuple[int, int] = SIZE
     seed: int | None = None
-    grid: tuple[tuple[str, tuple[float, ...]], ...] = ()
     lora: tuple[tuple[Path, float], ...] = ()
     model: str = catalog.FLUX
     clip_l: Path | None = None
@@ -125,24 +119,49 @@ class GenerateOptions(EncodeOptions):
         """The files of FLUX's text encoders and VAE by name."""
         return {"clip_l": self.clip_l, "t5": self.t5, "vae": self.vae}
 
-    def scales(self, characters: int) -> list[Scale]:
-        """The strength of each character.
-
-        Raises:
-            ValueError: not one for all or one each, or a negative one with factors for kinds of blocks.
-        """
-        flags = {"scale": self.scale, "scale-double": self.scale_double, "scale-single": self.scale_single}
-        for flag, values in flags.items():
-            if len(values) not in (1, characters):
-                raise ValueError(f"{len(values)} --{flag} for {characters} characters: give one for all, or one each")
-        each = zip(*(values * characters if len(values) == 1 else values for values in flags.values()))
-        return [scale if double == single == 1 else by_blocks(scale, double, single) for scale, double, single in each]
-
-    def with_toy_paths(self, everywhere: bool = False) -> GenerateOptions:
+    def with_toy_paths(self: _Picture, everywhere: bool = False) -> _Picture:
         """See :meth:`EncodeOptions.with_toy_paths`; the toy FLUX comes with the other toy models."""
         if self.model != catalog.TOY:
             return super().with_toy_paths(everywhere)
         return replace(self, model=str(catalog.toy("flux"))).with_toy_paths(everywhere=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(PictureOptions):
+    """What one picture shows, and where it goes; its seed is random if not given.
+
+    Attributes:
+        prompt: the text.
+        save_character: where to write the reference's character.
+        grid: settings to cross and their values, see :mod:`~instantcharacter.flux.sweep`; a picture of one setting if
+            empty.
+    """
+
+    prompt: str
+    save_character: Path | None = None
+    grid: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+    def scales(self, characters: int) -> list[Scale]:
+        """The strength of each character, see :func:`~instantcharacter.model.strength.scales_of`."""
+        return scales_of(characters, self.scale, self.scale_double, self.scale_single)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(PictureOptions):
+    """Which pictures are generated into the folder ``output``; the other options count where a line has no value.
+
+    Attributes:
+        jobs: the file with a line for each picture, see :mod:`instantcharacter.batch.jobs`.
+        negative_prompt, true_cfg: as in a line.
+        batch_size: the most pictures at once; chosen for the memory plan if not given.
+        skip_bad: whether to generate the good lines if there are bad ones.
+    """
+
+    jobs: Path
+    negative_prompt: str | None = None
+    true_cfg: float = 1.0
+    batch_size: int | None = None
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from ..batch.values import SEED
 from ..files import catalog
 from .argument_types import axis, file_name, lora, number, prompt, scale, size, whole_number
 from .options import (
     CACHE_THRESHOLD,
     SIZE,
     TOY_SIZE,
+    BatchOptions,
     ConvertOptions,
     DemoOptions,
     DownloadOptions,
     EncodeOptions,
     GenerateOptions,
     Options,
+    PictureOptions,
     Strategy,
     TrainOptions,
 )
@@ -35,7 +38,7 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     values = vars(build_parser().parse_args(arguments))
     command = values.pop("options")
-    if command is GenerateOptions and values["size"] is None:
+    if issubclass(command, PictureOptions) and values["size"] is None:
         values["size"] = TOY_SIZE if values["model"] == catalog.TOY else SIZE
     return command(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
@@ -49,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_batch(commands)
     _add_encode(commands)
     _add_convert(commands)
     _add_download(commands)
@@ -61,11 +65,44 @@ def _add_generate(commands: Any) -> None:
     command = _add_command(commands, "generate", GenerateOptions, "generate a picture; the PNG carries its settings")
     _add_reference_options(command, required=False)
     add = command.add_argument
-    add("--character", type=Path, action="append", default=[], metavar="FILE",
-        help="a saved character, in place of a reference; repeat for several")  # fmt: skip
     add("--save-character", type=Path, metavar="FILE", help="save the reference's character")
     add("--prompt", type=prompt, required=True, help="text that describes the picture")
     add("--output", type=Path, required=True, metavar="OUT.png")
+    _add_picture_options(command)
+    add("--seed", type=whole_number(*SEED), help="the same seed generates the same picture")
+    add("--grid", type=axis, nargs="+", default=[], metavar="NAME=VALUES",
+        help="a labelled sheet of every combination in place of one picture, such as scale=0.6,0.9 guidance=2.5,3.5 "
+        "seed=1,2,3; the last has the columns")  # fmt: skip
+    _add_flux_options(command)
+    _add_model_options(command)
+
+
+def _add_batch(commands: Any) -> None:
+    command = _add_command(
+        commands, "batch", BatchOptions, "generate many pictures, and those that are missing after an interruption"
+    )
+    add = command.add_argument
+    add("jobs", type=Path, metavar="JOBS", help="a .jsonl or .csv file with a line for each picture: prompt, and any "
+        "of reference, character, mask, region (where in the picture), scale, seed, size, steps, guidance, "
+        "negative_prompt, true_cfg, lora, output; in CSV with | between values. The options are for lines "
+        "without a value")  # fmt: skip
+    add("--output", type=Path, required=True, metavar="FOLDER", help="where the pictures and index.html go")
+    add("--batch-size", type=whole_number(1, 1000), metavar="N", help="the most pictures at once (what fits, up to 4)")
+    add("--skip-bad", action="store_true", help="generate the good lines if there are bad ones; the status is 1")
+    _add_reference_options(command, required=False)
+    _add_picture_options(command)
+    add("--seed", type=whole_number(*SEED), help="of the first line (0); each line has one more")
+    add("--negative-prompt", type=prompt, metavar="TEXT", help="what pictures are not to show, with --true-cfg")
+    add("--true-cfg", type=number(1, 100), default=1.0, metavar="SCALE",
+        help="classifier-free guidance by the negative prompt, above 1; twice the time")  # fmt: skip
+    _add_flux_options(command)
+    _add_model_options(command)
+
+
+def _add_picture_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--character", type=Path, action="append", default=[], metavar="FILE",
+        help="a saved character, in place of a reference; repeat for several")  # fmt: skip
     add("--scale", type=scale, nargs="+", default=[0.9],
         help="strength, 0.6 to 1 (0.9), or START:MIDDLE:END of one that changes over the steps; one for all, or one "
         "each, references first")  # fmt: skip
@@ -75,14 +112,8 @@ def _add_generate(commands: Any) -> None:
     add("--steps", type=whole_number(1, 1000), default=28, help="denoising steps (28)")
     add("--guidance", type=number(0, 100), default=3.5, help="FLUX's guidance (3.5)")
     add("--size", type=size, metavar="WxH", help="pixels (1024x1024; with the toy model 256x256)")
-    add("--seed", type=whole_number(0, 2**64 - 1), help="the same seed generates the same picture")
-    add("--grid", type=axis, nargs="+", default=[], metavar="NAME=VALUES",
-        help="a labelled sheet of every combination in place of one picture, such as scale=0.6,0.9 guidance=2.5,3.5 "
-        "seed=1,2,3; the last has the columns")  # fmt: skip
     add("--lora", type=lora, action="append", default=[], metavar="FILE:WEIGHT",
         help="a style LoRA; repeat for several")  # fmt: skip
-    _add_flux_options(command)
-    _add_model_options(command)
 
 
 def _add_flux_options(command: argparse.ArgumentParser) -> None:

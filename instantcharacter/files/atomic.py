@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +48,15 @@ def check_writable(path: str | Path) -> None:
     """Raise ``OSError`` unless :func:`atomic_write` can make its temporary file; no file is touched."""
     with _own_folder(Path(path)):
         pass
+
+
+def clear_leftovers(folder: str | Path) -> None:
+    """Remove what killed processes left in a folder and below it, once nothing has changed for :data:`SILENCE`."""
+    for shared in Path(folder).rglob(".*.part"):
+        if shared.is_dir():
+            _clear_leftovers(shared, time.time())
+            with suppress(OSError):  # a writer has it
+                shared.rmdir()
 
 
 def check_replaceable(path: str | Path, kind: str, is_kind: Callable[[Path], bool]) -> None:

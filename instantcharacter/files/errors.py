@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 from collections.abc import Iterable
@@ -12,6 +13,13 @@ LONGEST = 300
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 100
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one printable line: of the operating system's, its reason and its file."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return escaped(f"{error.strerror}: {os.fsdecode(error.filename)}")
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

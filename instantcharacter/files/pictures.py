@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
+from .atomic import atomic_write
 from .errors import first_line
 
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
@@ -29,6 +32,8 @@ FULL_PIXELS = 25_000_000
 """A picture of more pixels is halved in width and height while it is opened."""
 STRIP_PIXELS = 1_000_000
 """Pixels that are converted at a time, so that no second copy of a large picture is made."""
+PNG_SETTINGS = "instantcharacter"
+"""The text of a PNG that holds its settings."""
 OVERSHOOT = 0.5
 """How far outside 0 to 1 a resized float picture may lie; a picture in 0 to 255 lies further."""
 
@@ -118,6 +123,19 @@ def to_square(image: Image.Image, fit: ResizeMode = "pad", largest: int = LARGES
 def thumbnail(picture: Picture) -> Image.Image:
     """A picture in a white square of :data:`THUMBNAIL` pixels."""
     return to_square(open_picture(picture)).resize((THUMBNAIL, THUMBNAIL))
+
+
+def save_png(image: Image.Image, path: Path, prompt: str, settings: Mapping[str, Any]) -> None:
+    """Write a PNG, whole or not at all, that carries its prompt, and its settings as JSON.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    text = PngInfo()
+    text.add_itxt("Description", prompt)
+    text.add_itxt(PNG_SETTINGS, json.dumps(settings, ensure_ascii=False))
+    with atomic_write(path) as partial:
+        image.save(partial, format="PNG", pnginfo=text)
 
 
 def _from_image(image: Image.Image, background: Colour) -> Image.Image:

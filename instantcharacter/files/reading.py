@@ -144,6 +144,26 @@ def check_file(path: str | Path, expected: str) -> None:
         raise unexpected(path, "is empty", expected)
 
 
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a file in UTF-8, 16 or 32, with or without a byte order mark; its lines end in ``\\n``.
+
+    Args:
+        path: the file.
+        errors: as for ``bytes.decode``.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has bytes of another encoding, if ``errors`` is ``"strict"``.
+    """
+    data = path.read_bytes()
+    encoding = json.detect_encoding(data)
+    try:
+        return data.decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].decode(encoding, "replace").count("\n") + 1
+        raise ValueError(f"{path} is not in {encoding} at line {line} ({error.reason}): save it in UTF-8") from error
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file.
 

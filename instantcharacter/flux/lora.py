@@ -71,7 +71,7 @@ XLABS = {
 
 
 def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
-    """Load a LoRA into FLUX, and its layers for CLIP into CLIP; before the pipeline is offloaded.
+    """Load a LoRA into FLUX, and its layers for CLIP into CLIP.
 
     The rest of the file is left out, with a warning: a DoRA's magnitudes, layers of T5, and layers that this FLUX does
     not have.
@@ -86,9 +86,7 @@ def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
         ValueError: a file that is cut off, is for another model or of another width, is no LoRA, or has no layer of
             the pipeline's models.
     """
-    tensors, metadata = _read(path)
-    if kind := kind_of(tensors):
-        raise ValueError(refusal(path, tensors, kind))
+    tensors, metadata = read_lora(path)
     layers = _by_layer(tensors)
     flux, text = _match_layers(path, layers, pipeline.transformer, pipeline.text_encoder)
     settings = _read_settings(metadata, path)
@@ -97,10 +95,11 @@ def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
     model, clip = pipeline.transformer, pipeline.text_encoder
     of_flux = dict(_matrices(path, layers, flux, model, compute_dtype(model), settings.get("transformer", {})))
     of_clip = dict(_matrices(path, layers, text, clip, clip.dtype, settings.get("text_encoder", {}))) if text else {}
-    if of_flux:
-        _load_into_flux(pipeline, of_flux, name)
-    if of_clip:
-        _load_into_clip(pipeline, of_clip, name)
+    with pipeline.models_changing():
+        if of_flux:
+            _load_into_flux(pipeline, of_flux, name)
+        if of_clip:
+            _load_into_clip(pipeline, of_clip, name)
 
 
 def _load_into_flux(pipeline: CharacterPipelineMixin, matrices: Matrices, name: str) -> None:
@@ -132,6 +131,19 @@ def _restore_matrices(model: nn.Module, matrices: Matrices, name: str) -> None:
         getattr(layer, f"lora_{side}")[name].weight.data = matrix
         layer.lora_alpha[name] = layer.r[name]
         layer.scaling[name] = 1.0
+
+
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a LoRA's file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is cut off, or is known to be something else than a LoRA for FLUX.1.
+    """
+    tensors, metadata = _read(path)
+    if kind := kind_of(tensors):
+        raise ValueError(refusal(path, tensors, kind))
+    return tensors, metadata
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -134,7 +134,8 @@ class MemoryMixin(ModelChangesMixin):
             yield
 
     @contextmanager
-    def _models_changing(self) -> Iterator[None]:
+    def models_changing(self) -> Iterator[None]:
+        """Context manager in which the models may be changed; afterwards they are offloaded as before."""
         with self._turns.one(), self._offload_suspended():
             self._state.prompts.clear()
             yield

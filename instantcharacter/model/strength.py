@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
@@ -81,3 +82,24 @@ def by_blocks(scale: Scale, double: float, single: float) -> Strength:
 def has_effect(scale: Scale) -> bool:
     """Whether a character of this strength changes anything."""
     return any(any(scales_at(scale, progress)) for progress in (0, 0.5, 1))
+
+
+def scale_setting(scale: Scale) -> float | str:
+    """A strength as ``--scale`` takes it."""
+    return f"{scale.start:g}:{scale.middle:g}:{scale.end:g}" if isinstance(scale, Strength) else scale
+
+
+def scales_of(
+    characters: int, scale: Sequence[Scale], double_blocks: Sequence[float], single_blocks: Sequence[float]
+) -> list[Scale]:
+    """The strength of each character, with its factors in double and in single blocks.
+
+    Raises:
+        ValueError: not one for all or one each, or a negative one with factors for kinds of blocks.
+    """
+    values = {"scale": scale, "scale-double": double_blocks, "scale-single": single_blocks}
+    for name, some in values.items():
+        if len(some) not in (1, characters):
+            raise ValueError(f"{len(some)} --{name} for {characters} characters: give one for all, or one each")
+    each = zip(*([*some] * characters if len(some) == 1 else some for some in values.values()))
+    return [one if double == single == 1 else by_blocks(one, double, single) for one, double, single in each]

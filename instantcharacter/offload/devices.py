@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,9 +52,12 @@ def free_memory(device: torch.device, modules: Iterable[nn.Module]) -> int:
 
 
 def host_memory() -> int:
-    """Bytes of host memory for weights, those that this process holds included. A container's limit counts."""
+    """Bytes of host memory for weights, those that this process holds included. A container's limit counts.
+
+    The processes that ``torchrun`` or ``accelerate launch`` start on one machine share what is free.
+    """
     own = psutil.Process().memory_info()
-    free = min(psutil.virtual_memory().available, container_memory())
+    free = min(psutil.virtual_memory().available, container_memory()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return free + own.rss - getattr(own, "shared", 0)
 
 

@@ -47,6 +47,13 @@ def test_without_control_groups_host_memory_is_the_machines(tmp_path):
     assert container_memory(tmp_path, tmp_path / "none") == psutil.virtual_memory().total
 
 
+def test_processes_of_one_machine_share_its_host_memory(monkeypatch):
+    alone = host_memory()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    own = psutil.Process().memory_info().rss
+    assert host_memory() < alone / 4 + own
+
+
 def test_host_memory_counts_the_containers_limit(monkeypatch):
     before = host_memory()
     monkeypatch.setattr("instantcharacter.offload.devices.container_memory", lambda: 1000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ...files.fingerprint import content_digest
 from ...files.reading import read_safetensors
 from ...files.writing import write_safetensors
 
@@ -112,12 +112,6 @@ class CachedEncoder(Generic[Input]):
         if item.file:
             write_safetensors(item.file, {key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
         return tensors
-
-
-def content_digest(value: Path | bytes | str) -> str:
-    """32 hexadecimal digits of a file's content, of bytes or of a text."""
-    data = value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def to_device(tensors: Tensors, device: torch.device) -> Tensors:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files.fingerprint import content_digest, fingerprint
 from ...offload.planning import GIB
 from ..config import Preview, TrainingConfig
-from .cache import CachedEncoder, MemoryCache, PendingItem, Tensors, content_digest, stack, to_device
-from .fingerprint import fingerprint
+from .cache import CachedEncoder, MemoryCache, PendingItem, Tensors, stack, to_device
 from .frozen_models import FEATURES, FrozenModels
 from .pictures import reference_crops, target_pixels, white_picture
 from .samples import BadSample, Encoded, Sample, Samples

@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...files.reading import read_text
+
 METADATA = "metadata.jsonl"
 
 
@@ -57,17 +59,8 @@ def find_on_disk(picture: Path) -> Path:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a JSON Lines file in UTF-8, 16 or 32, with or without a byte order mark.
-
-    ``str.splitlines`` would also split at characters that JSON allows inside of strings, such as U+2028.
-    """
-    data = path.read_bytes()
-    encoding = json.detect_encoding(data)
-    try:
-        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].decode(encoding, "replace").count("\n") + 1
-        raise ValueError(f"{path} is not in {encoding} at line {line} ({error.reason}): save it in UTF-8") from error
+    """Lines of a JSON Lines file; ``str.splitlines`` would also split at characters that strings may hold (U+2028)."""
+    return read_text(path).split("\n")
 
 
 def _row(folder: Path, line: str, name: str) -> dict[str, Any]:

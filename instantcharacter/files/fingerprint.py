@@ -1,4 +1,4 @@
-"""Identifies a model's weights by the content of its files: cached outputs belong to one set of weights."""
+"""Identifies files and models by their content: outputs belong to one set of weights and inputs."""
 
 from __future__ import annotations
 
@@ -36,6 +36,18 @@ def fingerprint(source: str | Path, *parts: str) -> str:
         digest.update(f"{file.parent.name if parts else ''}/{file.name} {size}\n".encode())
         for sample in _samples(file, size):
             digest.update(sample)
+    return digest.hexdigest()
+
+
+def content_digest(value: Path | bytes | str) -> str:
+    """32 hexadecimal digits of a file's content, of bytes or of a text."""
+    digest = hashlib.blake2b(digest_size=16)
+    if not isinstance(value, Path):
+        digest.update(value.encode() if isinstance(value, str) else value)
+        return digest.hexdigest()
+    with value.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from instantcharacter.training.data import fingerprint as module
-from instantcharacter.training.data.fingerprint import fingerprint
+from instantcharacter.files import fingerprint as module
+from instantcharacter.files.fingerprint import fingerprint
 
 
 @pytest.fixture

@@ -57,7 +57,6 @@ class JobCache:
         """The embeddings of a prompt, computed if they are not there."""
         path = self.prompts / f"{content_digest(repr(prompt))}.safetensors"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_safetensors(path, {name: tensor.cpu().contiguous() for name, tensor in encode(prompt).items()})
         return read_safetensors(path, "embeddings of a job")[0]
 

@@ -16,9 +16,9 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one printable line: of the operating system's, its reason and its file."""
+    """What an error says, in one line that can be printed: of the operating system's, its reason and its file."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return escaped(f"{error.strerror}: {os.fsdecode(error.filename)}")
+        return printable(f"{error.strerror}: {os.fsdecode(error.filename)}")
     return first_line(error)
 
 
@@ -30,8 +30,12 @@ def first_line(error: BaseException) -> str:
 
 def escaped(text: str | Path) -> str:
     """A text without colours, control characters, and halves of characters, which cannot be encoded."""
-    plain = COLOURS.sub("", str(text))
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in plain)
+    return printable(COLOURS.sub("", str(text)))
+
+
+def printable(text: str) -> str:
+    """A text in which control characters and halves of characters are written as Python writes them."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def quoted(value: object) -> str:

@@ -47,9 +47,7 @@ def test_axis_is_a_setting_and_its_values():
 def test_a_scale_is_a_number_or_a_strength_over_the_steps():
     assert scale("-0.5") == -0.5
     assert scale("1.2:0.9:0.6") == Strength(1.2, 0.9, 0.6)
-    with pytest.raises(
-        ArgumentTypeError, match=r"'1:2': expected one number, or START:MIDDLE:END, such as 1.2:0.9:0.6"
-    ):
+    with pytest.raises(ArgumentTypeError, match="'1:2': expected one number, or START:MIDDLE:END, such as"):
         scale("1:2")
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.atomic import atomic_write
 from ..files.fingerprint import content_digest
 from ..files.reading import read_safetensors
+from ..files.writing import write_safetensors
 from ..flux.caches import RecentCache
 from ..model.character import Character
 from .folder import names_in
@@ -58,9 +57,7 @@ class JobCache:
         """The embeddings of a prompt, computed if they are not there."""
         path = self.prompts / f"{content_digest(repr(prompt))}.safetensors"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as partial:
-                save_file({name: tensor.cpu().contiguous() for name, tensor in encode(prompt).items()}, partial)
+            write_safetensors(path, {name: tensor.cpu().contiguous() for name, tensor in encode(prompt).items()})
         return read_safetensors(path, "embeddings of a job")[0]
 
     def _path(self, reference: Reference) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,6 @@ from ..files.pictures import PNG_SETTINGS, save_png
 from ..files.reading import read_json
 from ..model.strength import scale_setting
 from .jobs import Job
-
-STALE = 600
-"""Age in seconds of a partial file that no process writes any more."""
 
 
 class OutputFolder:
@@ -50,10 +46,6 @@ class OutputFolder:
         """
         settings = json.loads(json.dumps(settings))
         self.path.mkdir(parents=True, exist_ok=True)
-        for partial in self.path.rglob(".*.part"):
-            with suppress(FileNotFoundError):  # it is being renamed
-                if time.time() - partial.stat().st_mtime > STALE:
-                    partial.unlink()
         if not self._job.exists():
             self._write_job(settings, None)
             return None

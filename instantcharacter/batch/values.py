@@ -5,42 +5,38 @@ A parser raises ``ValueError`` with what was found and what was expected.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ..model.strength import Scale, Strength
 
+Number = TypeVar("Number", int, float)
 SEED = 0, 2**64 - 1
 """The least and the greatest seed."""
-LONGEST = 16384
-"""The longest side of a picture in pixels."""
+LARGEST = 16384
+"""Pixels of a picture's side at most, as in ComfyUI."""
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
     """A parser of numbers between two bounds, both allowed."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:  # false for NaN, too
-            raise ValueError(f"{text}: expected {low} to {high}")
-        return value
-
-    return parse
+    return _between(float, "a number", low, high)
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers between two bounds, both allowed."""
+    return _between(int, "a whole number", low, high)
 
-    def parse(text: str) -> int:
+
+def _between(kind: type[Number], name: str, low: float, high: float) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
         try:
-            value = int(text)
-        except ValueError as error:
-            raise ValueError(f"{text}: expected a whole number from {low} to {high}") from error
-        if not low <= value <= high:
-            raise ValueError(f"{text}: expected {low} to {high}")
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:  # false for NaN, too
+            raise ValueError(f"{text[:99]!r}: expected {name}, {low} to {high}")
         return value
 
     return parse
@@ -58,17 +54,18 @@ def scale(text: str) -> Scale:
 
 def size(text: str) -> tuple[int, int]:
     """Width and height from WIDTHxHEIGHT, or from one number for a square."""
-    sides = text.lower().split("x") if "x" in text.lower() else [text, text]
-    if len(sides) != 2 or not all(side.isdecimal() and int(side[:9]) in range(16, LONGEST + 1, 16) for side in sides):
-        raise ValueError(f"{text}: expected WIDTHxHEIGHT in multiples of 16, at most {LONGEST}, such as 1024x768")
-    return int(sides[0]), int(sides[1])
+    sides = re.fullmatch(r"([0-9]{2,5})(?:x([0-9]{2,5}))?", text.lower())
+    width, height = (int(side) for side in (sides[1], sides[2] or sides[1])) if sides else (0, 0)
+    if width % 16 or height % 16 or not (0 < width <= LARGEST and 0 < height <= LARGEST):
+        raise ValueError(f"{text[:99]!r}: expected WIDTHxHEIGHT in multiples of 16 up to {LARGEST}, such as 1024x768")
+    return width, height
 
 
 def lora(text: str) -> tuple[Path, float]:
     """Path and weight from FILE or FILE:WEIGHT. A colon before anything but a weight belongs to the file's name."""
     path, colon, weight = text.rpartition(":")
     try:
-        float(weight if colon else "no weight")
+        float(weight)
     except ValueError:
-        return Path(text), 1.0
-    return Path(path), number(-10, 10)(weight)
+        colon = ""
+    return (Path(path), number(-10, 10)(weight)) if colon else (Path(text), 1.0)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
+from ..files.errors import escaped
 from ..files.pictures import Picture, ResizeMode, open_picture, to_square
+from ..files.reading import check_module
 from ..files.single_file import SingleFileModel
 from ..model.features import CharacterFeatures
 from ..versions import warn_if_newer
@@ -56,7 +58,7 @@ class CharacterEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: a file does not exist.
-            ValueError: a file is cut off, of another model, or lacks weights.
+            ValueError: a file is cut off, of another model, or lacks weights, or has some that are not finite.
             OSError: the hub has no such id, or cannot be reached (transformers).
         """
         warn_if_newer("transformers")
@@ -68,6 +70,7 @@ class CharacterEncoder(nn.Module):
                 raise ValueError(f"{source} has {config.num_hidden_layers} layers; expected {model.expected}")
             config.vision_use_head = False  # the pooling head, which the features do not need
             encoders.append(model.load(source, config, None if dtype == "auto" else dtype))
+            check_module(encoders[-1], f"{escaped(source)} has weights", "fetch the file again")
         return cls(*encoders).to(device)
 
     @torch.no_grad()

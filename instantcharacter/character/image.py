@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..files.pictures import WHITE, Picture, ResizeMode, open_mask, open_picture, to_square
+from ..files.pictures import LARGEST, WHITE, Picture, ResizeMode, open_mask, open_picture, to_square
 
 Keep = Literal["auto", "white", "black"]
 KEEP: tuple[Keep, ...] = get_args(Keep)
@@ -45,7 +45,7 @@ def prepare_reference(
     values = np.asarray(alpha)
     if values.min() == 255 or (keep == "auto" and values.max() < KEEPS):
         return to_square(image, fit), "kept the whole picture: nothing of it is masked"
-    square = cut_out(image, alpha, margin)
+    square = _cut_out(image, alpha, margin)
     return square, f"kept what is {side} in the mask, {np.mean(values >= KEEPS):.0%} of the picture"
 
 
@@ -68,8 +68,10 @@ def character_side(image: Image.Image, mask: Image.Image, keep: Keep = "auto") -
         raise ValueError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
     if keep != "auto":
         return keep
-    white, pixels = np.asarray(mask) >= KEEPS, np.asarray(image)
-    white_is_flat, black_is_flat = _is_flat(pixels[white]), _is_flat(pixels[~white])
+    white = np.asarray(mask) >= KEEPS
+    samples = _sample(white), _sample(~white)
+    pixels = np.asarray(image).reshape(-1, 3)
+    white_is_flat, black_is_flat = (_is_flat(pixels[sample]) for sample in samples)
     if white_is_flat != black_is_flat:
         return "black" if white_is_flat else "white"
     rows, columns = white.shape
@@ -85,21 +87,14 @@ def cut_out(picture: Picture, mask: Picture, margin: float = 0.05) -> Image.Imag
         picture: see :func:`open_picture`.
         mask: white keeps, black and transparent remove, grey blends; stretched over the picture if it has another
             size.
-        margin: white added on each side, as a fraction of the longer side of the mask's box, 0 to 1.
+        margin: white added on each side, as a fraction of the longer side of the mask's box, 0 to 1. With it, the
+            square has at most :data:`~instantcharacter.files.pictures.LARGEST` pixels a side.
 
     Raises:
         ValueError: an empty mask, or a margin out of its range.
     """
     image = open_picture(picture)
-    alpha = _open_mask(mask, image.size)
-    if not 0 <= margin <= 1:
-        raise ValueError(f"margin is {margin}; expected 0 to 1")
-    box = alpha.point(lambda value: 255 if value >= KEEPS else 0).getbbox()
-    if box is None:
-        raise ValueError("the mask is empty: paint the character white in it")
-    cut = Image.composite(image, Image.new("RGB", image.size, WHITE), alpha).crop(box)
-    square = to_square(cut)
-    return ImageOps.expand(square, round(margin * square.width), WHITE)
+    return _cut_out(image, _open_mask(mask, image.size), margin)
 
 
 def crops(square: Image.Image) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -114,16 +109,35 @@ def crops(square: Image.Image) -> tuple[list[Image.Image], list[Image.Image]]:
     ]
 
 
+def _cut_out(image: Image.Image, alpha: Image.Image, margin: float) -> Image.Image:
+    """See :func:`cut_out`: an RGB picture, and a mask of its size in mode L."""
+    if not 0 <= margin <= 1:
+        raise ValueError(f"margin is {margin}; expected 0 to 1")
+    box = alpha.point(lambda value: 255 if value >= KEEPS else 0).getbbox()
+    if box is None:
+        raise ValueError("the mask is empty: paint the character white in it")
+    alpha = alpha.crop(box)
+    cut = Image.new("RGB", alpha.size, WHITE)
+    cut.paste(image.crop(box), mask=alpha)
+    square = to_square(cut, largest=int(LARGEST / (1 + 2 * margin)))
+    return ImageOps.expand(square, round(margin * square.width), WHITE)
+
+
 def _open_mask(mask: Picture, size: tuple[int, int]) -> Image.Image:
     """A mask stretched over a picture of this size."""
     alpha = open_mask(mask)
     return alpha if alpha.size == size else alpha.resize(size, Image.Resampling.BILINEAR)
 
 
+def _sample(where: np.ndarray) -> np.ndarray:
+    """Indices of at most 10,000 pixels among those of a side of a mask, [height, width]."""
+    indices = np.flatnonzero(where)
+    return indices[:: max(-(-len(indices) // 10_000), 1)]
+
+
 def _is_flat(pixels: np.ndarray) -> bool:
     """Whether nearly all of these pixels, [N, 3], have one colour."""
     if not len(pixels):
         return False
-    pixels = pixels[:: -(-len(pixels) // 10_000)]
     off = np.abs(pixels - np.median(pixels, axis=0)).max(axis=1)
     return bool((off <= 8).mean() >= 0.95)

@@ -31,6 +31,13 @@ def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     return parse_argument
 
 
+def prompt(text: str) -> str:
+    """A text of whole letters; bytes that are not UTF-8 come as halves of letters."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ArgumentTypeError(f"{text[:99]!r}: expected a text in UTF-8")
+    return text
+
+
 def number(low: float, high: float) -> Callable[[str], float]:
     """A type for numbers between two bounds, both allowed."""
     return argument(values.number(low, high))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
-from ..files.atomic import check_replaceable
+from ..files.atomic import check_replaceable, check_writable
 from .options import EncodeOptions, GenerateOptions, PictureOptions
 
 MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin")
@@ -78,13 +77,6 @@ def check_character_output(path: Path, *inputs: str | Path) -> None:
     from ..model.character import is_character
 
     _check_output(path, ".safetensors", "a character", is_character, inputs)
-
-
-def check_writable(path: Path) -> None:
-    """Raise ``OSError`` unless the folder takes a new file; tried with a name as long as that of a partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent):
-        pass
 
 
 def _check_output(

@@ -10,7 +10,7 @@ from ..files.errors import reason
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message, and for a full GPU which options take less memory."""
+    """The first line of an error's message, printable, and for a full GPU which options take less memory."""
     message = reason(error)
     if "out of memory" in message:
         return f"{message} Try --vram with less, --offload sequential, or a smaller --size."

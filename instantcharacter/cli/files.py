@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..files import catalog, folders
+from ..files.atomic import check_writable
 from ..files.download import adapter_file, fetch
-from .checks import check_source, check_writable
+from .checks import check_source
 from .options import ConvertOptions, DownloadOptions
 from .progress import byte_bar, stage_bar
 

@@ -13,6 +13,7 @@ from PIL import Image
 from ..character.encoders import CharacterEncoder
 from ..files import folders
 from ..files.download import adapter_file
+from ..files.errors import first_line
 from ..flux.fp8 import set_weight_dtype
 from ..flux.load import FluxFiles, check_weight_dtype, load_flux
 from ..flux.lora import load_lora
@@ -27,8 +28,20 @@ from .progress import stage_bar
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of this name; without a name CUDA, a Mac's GPU or the CPU, the first that the machine has."""
-    return torch.device(name or default_device())
+    """The device of this name; without a name CUDA, a Mac's GPU or the CPU, the first that the machine has.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
+    if name is None:
+        return torch.device(default_device())
+    try:
+        torch.zeros(1, device=name).tolist()  # "meta" has no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {name}: there is no such device here ({first_line(error)}); expected cpu, cuda or mps"
+        ) from error
+    return torch.device(name)
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:

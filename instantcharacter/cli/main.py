@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from .errors import one_line
 from .options import (
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments:
         build_parser().print_help()
         return 0
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     options = parse(arguments)
     if not options.verbose:
         _silence_libraries()

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from ..batch.values import SEED
 from ..files import catalog
-from .argument_types import axis, file_name, lora, number, scale, size, whole_number
+from .argument_types import axis, file_name, lora, number, prompt, scale, size, whole_number
 from .options import (
     CACHE_THRESHOLD,
     SIZE,
@@ -66,7 +66,7 @@ def _add_generate(commands: Any) -> None:
     _add_reference_options(command, required=False)
     add = command.add_argument
     add("--save-character", type=Path, metavar="FILE", help="save the reference's character")
-    add("--prompt", required=True, help="text that describes the picture")
+    add("--prompt", type=prompt, required=True, help="text that describes the picture")
     add("--output", type=Path, required=True, metavar="OUT.png")
     _add_picture_options(command)
     add("--seed", type=whole_number(*SEED), help="the same seed generates the same picture")

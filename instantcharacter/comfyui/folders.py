@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import folder_paths
 from ..files.catalog import FILES, TOY, ModelFile, toy
 from ..files.download import fetch
 from ..files.folders import TOKENIZERS, match, save_folder
+from ..files.names import check_path
 from ..files.reading import read_json
 
 DOWNLOAD = "download"
@@ -27,8 +29,8 @@ SUFFIXES = {
 """The file name endings in a list, if they are not ``.safetensors`` alone."""
 PARTS = {"flux": "transformer", "clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
 """The subfolder of each model in a diffusers folder of FLUX."""
-NAME_BYTES, PATH_BYTES = 255, 1000
-"""Limits of a typed name and path, in bytes: with its folder, every system accepts it."""
+DRIVE = re.compile("^[A-Za-z]:(?=/)")
+"""A drive of Windows at the beginning of a path."""
 CHARACTER_BYTES = 200
 """Limit of a character's name in bytes: the file name adds ``.safetensors`` and the ending of a partial file."""
 
@@ -114,19 +116,20 @@ def inside_models(typed: str) -> Path:
     It may be relative to the working directory (as in the earlier pack), to ComfyUI's folder, or to a model folder.
 
     Raises:
-        ValueError: the path leads outside of the model folders, or cannot be a file's.
+        ValueError: the path, or a link in it, leads outside of the model folders, or it cannot be a file's.
         FileNotFoundError: no such file or folder exists.
     """
-    _check_typed(typed)
-    roots = [folder_paths.models_dir, *(p for paths, _ in folder_paths.folder_names_and_paths.values() for p in paths)]
-    roots = [Path(os.path.normpath(root)) for root in roots if Path(root).name != "custom_nodes"]
+    typed = typed.strip().replace("\\", "/")
+    check_path(DRIVE.sub("", typed))
+    roots = _model_folders()
     starts = (Path.cwd(), roots[0].parent, *roots)
-    candidates = [Path(os.path.normpath(start / typed.strip().replace("\\", "/"))) for start in starts]
+    candidates = [Path(os.path.normpath(start / typed)) for start in starts]
     inside = [path for path in candidates if path not in roots and any(map(path.is_relative_to, roots))]
     if not inside:
-        raise ValueError(f"{typed!r} is not inside ComfyUI's model folders: put the files there, or link them")
+        raise ValueError(f"{typed!r} is not inside ComfyUI's model folders: put the files there")
     for path in inside:
-        if path.exists():
+        if os.path.exists(path):  # noqa: PTH110 - Path's raises PermissionError
+            _check_links(path)
             return path
     raise FileNotFoundError(f"{typed!r} is not in ComfyUI's model folders; looked for {inside[0]} and elsewhere")
 
@@ -144,13 +147,15 @@ def character_file(name: str) -> Path:
     """The path to save a character of this name to, in ``models/characters``.
 
     Raises:
-        ValueError: the name is empty, leads out of that folder, or cannot be a file's.
+        ValueError: the name is empty, leads out of that folder, also through a link, or some system cannot have it.
     """
-    _check_typed(name, CHARACTER_BYTES)
+    name = name.strip().removesuffix(".safetensors").replace("\\", "/")
+    check_path(name, CHARACTER_BYTES)
     folder = Path(os.path.normpath(folder_paths.get_folder_paths("characters")[0]))
-    path = Path(os.path.normpath(folder / f"{name.strip().removesuffix('.safetensors')}.safetensors"))
-    if not name.strip() or not path.is_relative_to(folder) or path.name == ".safetensors":
+    path = Path(os.path.normpath(folder / f"{name}.safetensors"))
+    if not name or not path.is_relative_to(folder) or path.name.lstrip(".") == "safetensors":
         raise ValueError(f"{name!r} is no name for a character: expected letters, as in fox or friends/fox")
+    _check_links(path)
     return path
 
 
@@ -209,16 +214,18 @@ def listed(folder: str) -> list[str]:
     return _utf8(folder_paths.get_filename_list(folder))
 
 
-def _check_typed(path: str, name_bytes: int = NAME_BYTES) -> None:
-    """Raise ``ValueError`` for a path that is too long, has a null byte or is not UTF-8.
+def _model_folders() -> list[Path]:
+    """``models``, then the directories of all of ComfyUI's model folders."""
+    listed = (path for paths, _ in folder_paths.folder_names_and_paths.values() for path in paths)
+    return [Path(os.path.normpath(p)) for p in (folder_paths.models_dir, *listed) if Path(p).name != "custom_nodes"]
 
-    ComfyUI logs every error in UTF-8. A message that cannot be encoded ends the thread that runs its prompts.
-    """
-    encoded = path.encode("utf-8", "replace")
-    longest = max(len(name) for name in encoded.replace(b"\\", b"/").split(b"/"))
-    if not _utf8([path]) or "\0" in path or longest > name_bytes or len(encoded) > PATH_BYTES:
+
+def _check_links(path: Path) -> None:
+    """Raise ``ValueError`` if a link in a path leads outside of ComfyUI's model folders."""
+    if not any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)) for folder in _model_folders()):
         raise ValueError(
-            f"{reprlib.repr(path)} cannot be a file: expected UTF-8, {name_bytes} bytes a name, {PATH_BYTES} in all"
+            f"a link leads from {path} out of ComfyUI's model folders: name the folder that it leads to in "
+            "extra_model_paths.yaml"
         )
 
 

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from .images import images
-
 Conditioning: TypeAlias = list[Any]
 """ComfyUI's CONDITIONING: ``[[embeddings, {"pooled_output": …}], …]``."""
 VAE_SCALE = 8
@@ -70,12 +68,10 @@ def init_from_inputs(image: Tensor | None, latent: dict | None, denoise: float) 
     if not 0 < denoise <= 1:
         raise ValueError(f"denoise is {denoise}; expected above 0 to 1")
     if image is not None:
-        return InitImage(denoise, image=images(image))
-    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
-        raise ValueError(f"latent is a {type(latent).__name__}; expected a LATENT: connect a node's output")
+        return InitImage(denoise, image=image)
+    assert latent is not None
     if "noise_mask" in latent:
         raise ValueError(
             "the latent has a mask, and the Sampler does not inpaint: use InstantCharacter Apply and KSampler"
         )
-    samples = latent["samples"]
-    return InitImage(denoise, samples=samples)
+    return InitImage(denoise, samples=latent["samples"])

@@ -91,10 +91,8 @@ def encode(pictures: torch.Tensor, encoder: Any, adapter: HostedAdapter, fit: Re
         ValueError: a folded adapter.
     """
     from .hosting import HostedCharacter, load
-    from .images import images
 
     adapter.adapter.check_whole("make a character")
-    pictures = images(pictures)
     encode_picture = load(encoder)
     features = [encode_picture(picture, fit) for picture in pictures]
     load(adapter.fusion)

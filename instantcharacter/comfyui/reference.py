@@ -12,7 +12,8 @@ from ..files.errors import first_line
 from ..files.pictures import open_picture, to_square
 from ..files.reading import file_states
 from .folders import BACKGROUND_REMOVAL, BIREFNET, background_removal_file
-from .images import masks, to_image
+from .images import to_image
+from .inputs import masks
 from .internals import load_background_removal
 from .model_cache import ModelCache, shared_cache
 

@@ -13,7 +13,7 @@ from ..flux.attn_processor import compute_dtype
 from ..flux.pipeline import InstantCharacterImg2ImgPipeline, InstantCharacterPipeline
 from ..offload import GIB, Offloader, Strategy
 from .hosting import HostedAdapter, HostedCharacter, load, to_patcher
-from .init_image import Conditioning, InitImage, Prompt
+from .init_image import TOKEN_SIZE, Conditioning, InitImage, Prompt
 from .internals import free_memory_for_models, unload
 from .latent_format import latent_format
 from .progress import StepCallback
@@ -96,10 +96,10 @@ class HostedPipeline:
                 model's latents.
             torch.OutOfMemoryError: the smallest plan needs more memory than there is.
         """
-        self._check_init(init)
+        self._check_size(size, init)
+        settings |= self._prompt_settings(prompt)
         self._prepare(character)
         self._set_lora_strength(lora_strength)
-        settings |= self._prompt_settings(prompt)
         pipeline, init_settings = self._init_settings(init, steps)
         width, height = size if init is None else init.size
         callback = StepCallback(width, height, steps, self._latent_format)
@@ -120,8 +120,10 @@ class HostedPipeline:
             self.pipeline.maybe_free_model_hooks()
         return Generated(image.permute(0, 2, 3, 1).float().cpu(), callback.samples.float().cpu())
 
-    def _check_init(self, init: InitImage | None) -> None:
-        """Raise ``ValueError`` for latents of another model, before anything is loaded."""
+    def _check_size(self, size: tuple[int, int], init: InitImage | None) -> None:
+        """Raise ``ValueError`` for a size that FLUX has not, or latents of another model, before anything is loaded."""
+        if init is None and any(side % TOKEN_SIZE for side in size):
+            raise ValueError(f"the picture is {size[0]} wide and {size[1]} high; expected multiples of {TOKEN_SIZE}")
         if init is None or init.samples is None:
             return
         shape, channels = list(init.samples.shape), self._latent_format.latent_channels
@@ -198,11 +200,23 @@ class HostedPipeline:
                 "InstantCharacter Apply and KSampler"
             )
         text, extra = conditioning[0]
+        pooled = extra["pooled_output"]
+        self._check_embeddings(list(text.shape), list(pooled.shape))
         target = {"device": self._device, "dtype": compute_dtype(self.pipeline.transformer)}
         return {
             f"{prefix}prompt_embeds": text.to(**target),
-            f"{prefix}pooled_prompt_embeds": extra["pooled_output"].to(**target),
+            f"{prefix}pooled_prompt_embeds": pooled.to(**target),
         }
+
+    def _check_embeddings(self, text: list[int], pooled: list[int]) -> None:
+        """Raise ``ValueError`` for embeddings of these shapes that another model's text encoders made."""
+        config = self.pipeline.transformer.config
+        widths = config.joint_attention_dim, config.pooled_projection_dim
+        if len(text) != 3 or pooled[:1] != text[:1] or (text[2:], pooled[1:]) != ([widths[0]], [widths[1]]):
+            raise ValueError(
+                f"the CONDITIONING has embeddings {text} and {pooled}; this FLUX expects [1, words, {widths[0]}] and "
+                f"[1, {widths[1]}]: encode the prompt with its own text encoders"
+            )
 
     def _init_settings(self, init: InitImage | None, steps: int) -> tuple[Any, dict[str, Any]]:
         """The pipeline to run, and its arguments for the steps and the init image."""
@@ -217,7 +231,7 @@ class HostedPipeline:
             image = self._latent_format.process_in(init.samples)
         else:
             assert init.image is not None
-            image = init.image[..., :3].movedim(-1, 1)
+            image = init.image[..., :3].expand(-1, -1, -1, 3).movedim(-1, 1)
         return img2img, {"image": image, "num_inference_steps": schedule_steps, "strength": strength}
 
 

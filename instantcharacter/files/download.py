@@ -1,12 +1,14 @@
 """Downloading of model files from the hub.
 
-huggingface_hub does it: it resumes, obeys ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN``, and renames a file to
-its own name when it is whole.
+huggingface_hub does it: it obeys ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN``, and goes on where a connection
+was cut. It downloads into ``.NAME.part``; a file gets its name if its SHA-256 is the one that the hub announces. After
+a cancel or a kill a download begins again with huggingface_hub 2, which keeps no part of it; older ones go on.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
 import io
 import logging
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .atomic import check_replaceable
 from .catalog import ADAPTER_FILE, ModelFile
 from .errors import first_line
 
@@ -25,12 +28,17 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Callback ``(done, total)`` in bytes; it may raise to cancel."""
 
+
+class WrongContent(OSError):
+    """A file came whole, and is another one than the hub announces."""
+
+
 RESERVED = 256 * 2**20
 """Bytes that stay free on the disk."""
 
 
 def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = None, token: str | None = None) -> Path:
-    """Download a model file; a file that is there whole is not downloaded again.
+    """Download a model file; a file that is there is not downloaded again. Processes that download one file take turns.
 
     Args:
         file: one of :data:`~.catalog.FILES`.
@@ -42,62 +50,100 @@ def fetch(file: ModelFile, directory: str | Path, progress: Progress | None = No
         Its path.
 
     Raises:
-        OSError: no network, offline, no such file, licence not accepted, disk full, or connection cut; the message
-            says what to do.
+        OSError: no network, offline, no such file, licence not accepted, disk full, connection cut, or other bytes
+            than the hub announces; the message says what to do.
         ValueError: a token with characters that no token has.
     """
-    import huggingface_hub
-    from huggingface_hub import constants
-
     if token and not re.fullmatch("[!-~]+", token):  # the client would log it
         raise ValueError("this is no Hugging Face token: expected hf_ and letters, in one line")
-    target = Path(directory) / file.subfolder
-    settings: dict[str, Any] = {"local_dir": target, "token": token or None}
-    if progress and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:
-        settings["tqdm_class"] = _reporting(progress)
-    elif progress:
-        logger.warning("huggingface_hub %s reports no progress of downloads; 1.2 does", huggingface_hub.__version__)
-    with _advised(file, target):
-        if not constants.HF_HUB_OFFLINE:
-            _check_disk(file, target, token)
-        return Path(huggingface_hub.hf_hub_download(file.repo, file.path, **settings))
+    path = Path(directory) / file.saved_as
+    if not path.is_file():
+        with _advised(file, path.parent):
+            check_replaceable(path, "a file", Path.is_file)
+            _download(file, path, progress, token or None)
+    return path
 
 
 def adapter_file(source: str) -> Path:
     """The path of an adapter's file.
 
     Args:
-        source: a ``.bin`` or ``.safetensors`` file, or a folder or hub repository with the released one.
+        source: a file, or a folder or hub repository with the released one.
 
     Raises:
         OSError: the hub cannot be reached, or has no such repository or file.
     """
-    if Path(source).suffix in (".bin", ".safetensors"):
-        return Path(source)
-    if Path(source).is_dir():
-        return Path(source, ADAPTER_FILE)
+    path = Path(source)
+    if path.is_dir():
+        return path / ADAPTER_FILE
+    if path.exists() or path.suffix in (".bin", ".safetensors"):
+        return path
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.hf_hub_download(source, ADAPTER_FILE))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name of a repository
         raise OSError(
             f"{ADAPTER_FILE} of {source} could not be fetched ({first_line(error)}) Fetch it by hand from "
             f"https://huggingface.co/{source} and give its path."
         ) from error
 
 
-def _check_disk(file: ModelFile, target: Path, token: str | None) -> None:
-    """Raise ``OSError`` unless the disk has room for the file."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+def _download(file: ModelFile, path: Path, progress: Progress | None, token: str | None) -> None:
+    """Download a model file into a folder beside ``path``, check it there, and rename it."""
+    import huggingface_hub
+    from huggingface_hub.utils import WeakFileLock
 
-    if (target / file.path).is_file():
-        return
-    size = get_hf_file_metadata(hf_hub_url(file.repo, file.path), token=token or None).size or 0
-    existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
+    partial = path.with_name(f".{path.name}.part")
+    settings: dict[str, Any] = {"local_dir": partial, "token": token}
+    if progress and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:
+        settings["tqdm_class"] = _reporting(progress)
+    elif progress:
+        logger.warning("huggingface_hub %s reports no progress of downloads; 1.2 does", huggingface_hub.__version__)
+    announced = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(file.repo, file.path), token=token)
+    _check_disk(path.parent, announced.size or 0)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with WeakFileLock(partial / "lock"):
+            if path.is_file():  # the process that had the lock downloaded it
+                return
+            _clear_leftovers(partial, announced.etag)
+            downloaded = Path(huggingface_hub.hf_hub_download(file.repo, file.path, **settings))
+            _check_content(downloaded, announced.etag)
+            downloaded.replace(path)
+    finally:
+        if not any(partial.rglob("*.incomplete")):  # with which older clients go on
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_disk(folder: Path, size: int) -> None:
+    """Raise ``OSError`` unless the folder's disk has room for a file of this size."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < size + RESERVED:
         raise OSError(errno.ENOSPC, f"{_gigabytes(size)} are needed, {_gigabytes(free)} are free", str(existing))
+
+
+def _clear_leftovers(partial: Path, etag: str | None) -> None:
+    """Remove what killed processes left of a download, but for the part that older clients go on with."""
+    for leftover in partial.rglob("*.incomplete"):
+        if not leftover.name.endswith(f".{etag}.incomplete"):
+            leftover.unlink()
+
+
+def _check_content(path: Path, etag: str | None) -> None:
+    """Remove a file and raise ``OSError`` if its SHA-256 is not the one that the hub announces for it (its ETag)."""
+    if not re.fullmatch("[0-9a-f]{64}", etag or ""):
+        logger.warning("%s cannot be checked: the hub announces no SHA-256 of it, but %s", path.name, etag)
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    if digest.hexdigest() != etag:
+        size = path.stat().st_size
+        path.unlink()
+        raise WrongContent(f"{size} bytes of SHA-256 {digest.hexdigest()[:12]}…, not {str(etag)[:12]}…")
 
 
 @contextmanager
@@ -123,7 +169,9 @@ def _advice(error: Exception, file: ModelFile, by_hand: str) -> str:
         return f"is not at {file.page} any more: see whether it has moved there, {by_hand}"
     if status is not None:
         return f"could not be downloaded (the hub says {status}): try again later, {by_hand}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+    if isinstance(error, WrongContent):
+        return f"came with other content than the hub announces ({error}) and was removed: try again, {by_hand}"
+    if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)):
         return f"cannot be written to {error.filename or 'the disk'} ({error.strerror}): make room there and try again"
     if "Consistency check" in str(error) or type(error).__name__ in ("ChunkedEncodingError", "RemoteProtocolError"):
         return f"came cut off ({first_line(error)}): try again, {by_hand}"

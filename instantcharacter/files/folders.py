@@ -29,12 +29,13 @@ def match(file: ModelFile, names: Iterable[str]) -> str | None:
     Args:
         file: one of :data:`~.catalog.FILES`.
         names: paths in the folder, of any depth. A snapshot in a hub cache counts as a folder of its repository's
-            name.
+            name. What lies in a folder ``….part`` is not whole.
 
     Returns:
         The first of ``names`` that ends in the file's own path, or else in another of its names.
     """
-    paths = {SNAPSHOT.sub(r"\1", f"/{name}".replace("\\", "/")): name for name in names}
+    posix = {f"/{name}".replace("\\", "/"): name for name in names}
+    paths = {SNAPSHOT.sub(r"\1", path): name for path, name in posix.items() if ".part/" not in path}
     for end in (file.saved_as.as_posix(), *file.names):
         for path, name in paths.items():
             if path.endswith(f"/{end}"):

@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .errors import first_line, quoted
+from .reading import check_finite
+
 FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 """Formats that :func:`dequantize` reads, by ComfyUI's names."""
 SCALES = ("scale_weight", "weight_scale")
@@ -34,13 +37,15 @@ def check_formats(state: Mapping[str, Tensor], metadata: Mapping[str, str], path
         formats |= {key: str(json.loads(text)["format"]) for key, text in texts.items()}
         layers = json.loads(metadata.get("_quantization_metadata", '{"layers": {}}'))["layers"]
         formats |= {layer: str(settings["format"]) for layer, settings in layers.items()}
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} does not say how its weights are stored ({error}): take it in 16 bits") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} does not say how its weights are stored ({first_line(error)}): take it in 16 bits"
+        ) from error
     if other := {layer: name for layer, name in formats.items() if name not in FORMATS}:
         layer, name = next(iter(other.items()))
         raise ValueError(
-            f"{path} is stored as {name} ({layer}), which only ComfyUI's own loaders read: take it in 16 bits, in "
-            "plain fp8 or in scaled fp8"
+            f"{path} is stored as {quoted(name)} ({quoted(layer)}), which only ComfyUI's own loaders read: take it in "
+            "16 bits, in plain fp8 or in scaled fp8"
         )
 
 
@@ -67,11 +72,13 @@ def dequantize(state: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> d
 
 def _scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """An fp8 weight times its scale; ``name`` is for the error."""
-    if weight.dtype not in FORMATS.values() or scale.numel() not in (1, len(weight)):
+    rows = len(weight) if weight.ndim else 1
+    if weight.dtype not in FORMATS.values() or scale.numel() not in (1, rows) or not scale.is_floating_point():
         raise ValueError(
             f"{name} is {weight.dtype} {list(weight.shape)} with a scale of {list(scale.shape)}; expected fp8 with one "
             "scale, or one for each row: take it in 16 bits"
         )
+    check_finite(scale, f"{name} has scales", "the file is damaged: fetch it again")
     if scale.numel() == 1:
         return weight.to(dtype).mul_(scale.item())  # exact before it is scaled, without a float32 copy
     return (weight.float() * scale.float().reshape(-1, *[1] * (weight.ndim - 1))).to(dtype)

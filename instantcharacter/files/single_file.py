@@ -14,7 +14,9 @@ import transformers
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .reading import read_safetensors, refuse_code
+from .errors import quoted
+from .model_config import NAME, check_size, fitting, read_config, read_settings
+from .reading import check_weights, read_safetensors, refuse_code, unexpected
 from .scaled_weights import AUXILIARY, check_formats, dequantize
 
 NOT_WEIGHTS = (".position_ids", "encoder.embed_tokens.weight")
@@ -60,18 +62,31 @@ class SingleFileModel:
         """
         if Path(source).suffix != ".safetensors":
             refuse_code(source)
-            return self.config.from_pretrained(source)
+            return self._config_of(Path(source), Path(source)) if Path(source).is_dir() else self._of_hub(source)
         path, released = Path(source), self.config(**self.released)
         key, axis, setting = self.width_key
         width = self._own_weights(path)[self.prefix + key].shape[axis]
         if width == getattr(released, setting):
             return released
-        if not (path.parent / "config.json").is_file():
+        if not (path.parent / NAME).is_file():
             raise ValueError(
                 f"{path} is of width {width}, {self.name} is of {getattr(released, setting)}. "
-                "For another size put its config.json beside it."
+                f"For another size put its {NAME} beside it."
             )
-        return self.config.from_pretrained(path.parent)
+        return self._config_of(path.parent, path)
+
+    def _config_of(self, folder: Path, weights: Path) -> PretrainedConfig:
+        """The config in a folder, of a model whose weights are a file or in a folder."""
+        settings = read_config(folder / NAME, self.config().to_dict())
+        if "vision_config" in settings:  # SigLIP, with its text tower
+            read_settings(settings["vision_config"], folder / NAME, self.config().to_dict())
+        with fitting(folder / NAME, self.expected):
+            config = self.config.from_pretrained(folder)
+        check_size(lambda: self.model(config), weights, self.expected)
+        return config
+
+    def _of_hub(self, source: str | Path) -> PretrainedConfig:
+        return self.config.from_pretrained(source)
 
     def load(self, source: str | Path, config: PretrainedConfig, dtype: torch.dtype | None) -> Any:
         """Load the model; quantised weights with a scale are dequantised.
@@ -91,13 +106,10 @@ class SingleFileModel:
             arguments: dict[str, Any] = {"pretrained_model_name_or_path": None, "state_dict": state}
         else:
             arguments = {"pretrained_model_name_or_path": source}
-        try:
-            with _without_load_report():
-                model, report = self.model.from_pretrained(
-                    **arguments, config=config, torch_dtype=dtype or "auto", output_loading_info=True
-                )
-        except RuntimeError as error:  # of transformers, for weights of another size
-            raise ValueError(f"{source} does not fit {self.expected}: {error}") from error
+        with fitting(source, self.expected), _without_load_report():
+            model, report = self.model.from_pretrained(
+                **arguments, config=config, torch_dtype=dtype or "auto", output_loading_info=True
+            )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{source} lacks {len(missing)} weights, {missing[0]} first; expected {self.expected}")
         if unused := sorted(key for key in report["unexpected_keys"] if self._is_own(key)):
@@ -113,9 +125,12 @@ class SingleFileModel:
         prefixes = tuple(self.prefix + prefix for prefix in self.prefixes)
         keyed = {self.prefix + key.removeprefix(self.prefix): tensor for key, tensor in tensors.items()}
         state = {key: tensor for key, tensor in keyed.items() if key.startswith(prefixes)}
-        if self.prefix + self.width_key[0] not in state:
-            raise ValueError(f"{path} holds {sorted(tensors)[:3]}, not {self.expected}")
+        key, axis, _ = self.width_key
+        if self.prefix + key not in state or state[self.prefix + key].ndim <= axis:
+            raise unexpected(path, f"holds {quoted(sorted(tensors)[:3])}, not {self.expected}", self.expected)
         check_formats(state, metadata, path)
+        weights = {key: tensor for key, tensor in state.items() if not key.endswith((*NOT_WEIGHTS, *AUXILIARY))}
+        check_weights(weights, path, self.expected)
         return state
 
     def _is_own(self, key: str) -> bool:

@@ -22,6 +22,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from ..values import check_number
 from .schedule import current_step
 
 THRESHOLD = 0.12
@@ -47,20 +48,10 @@ def first_block_cache(transformer: FluxTransformer2DModel, scheduler: Any, thres
     Raises:
         ValueError: a threshold below 0, or a transformer with one of diffusers' caches or compiled as a whole.
     """
-    if not threshold >= 0:
-        raise ValueError(f"cache_threshold is {threshold}; expected 0, for no cache, or more, such as {THRESHOLD}")
+    check_threshold(transformer, threshold)
     if threshold == 0:
         yield
         return
-    if hasattr(transformer, "_orig_mod"):
-        raise ValueError(
-            "the transformer was compiled as a whole, in which no block can be left out: call enable_character_compile "
-            "in place of torch.compile"
-        )
-    if transformer.is_cache_enabled:
-        raise ValueError(
-            "the transformer has a cache of diffusers' enabled: call its disable_cache, or leave out cache_threshold"
-        )
     run = _Run(scheduler, threshold)
     blocks = {name: list(getattr(transformer, name)) for name in ("transformer_blocks", "single_transformer_blocks")}
     handles = [
@@ -79,6 +70,22 @@ def first_block_cache(transformer: FluxTransformer2DModel, scheduler: Any, thres
             del vars(transformer)[name]
         for handle in handles:
             handle.remove()
+
+
+def check_threshold(transformer: FluxTransformer2DModel, threshold: float) -> None:
+    """Raise ``ValueError`` for a threshold, or a transformer, that :func:`first_block_cache` does not take."""
+    check_number("cache_threshold", threshold, 0, math.inf)
+    if threshold == 0:
+        return
+    if hasattr(transformer, "_orig_mod"):
+        raise ValueError(
+            "the transformer was compiled as a whole, in which no block can be left out: call enable_character_compile "
+            "in place of torch.compile"
+        )
+    if transformer.is_cache_enabled:
+        raise ValueError(
+            "the transformer has a cache of diffusers' enabled: call its disable_cache, or leave out cache_threshold"
+        )
 
 
 class _Step(NamedTuple):

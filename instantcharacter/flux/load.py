@@ -13,23 +13,27 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, GGUFQuantizationConfig
 from diffusers.loaders.single_file_utils import load_single_file_checkpoint
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import AutoTokenizer
 
-from ..files.errors import first_line
-from ..files.reading import check_file, read_json, read_safetensors, refuse_code
-from ..files.single_file import SingleFileModel
+from ..files.errors import escaped, first_line, quoted
+from ..files.gguf import check_header
+from ..files.model_config import NAME, check_size, fitting, read_config
+from ..files.reading import check_file, check_weights, read_safetensors, unexpected
 from ..offload.devices import default_device
+from .finite import check_vae
+from .folder import check_folder, defaults
 from .fp8 import WeightDtype, check_fp8_arithmetic, set_weight_dtype
 from .fp8_layers import FP8
 from .layout import BLOCKS, OWN, diffusers_layers, own_part, to_diffusers
+from .parts import CLIP_L, EXPECTED_FLUX, EXPECTED_VAE, T5_XXL, VAE
 from .pipeline import InstantCharacterPipeline
 from .scheduler import flux_scheduler
-from .variants import FLUX_1, INPUT, Shapes, variant
+from .variants import check_variant
 
 logger = logging.getLogger(__name__)
 
-EXPECTED_FLUX = "FLUX.1 in one file (.safetensors in bf16, fp16 or plain fp8, or .gguf), or a diffusers folder"
-EXPECTED_VAE = "FLUX's VAE (ae.safetensors)"
+MOST_BLOCKS = 200
+"""Blocks of a kind at most: FLUX.1 has 19 and 38."""
 HEAD_DIM = 128
 """Channels of an attention head, in a FLUX of any width."""
 KNOWN_BY = {
@@ -44,55 +48,6 @@ KNOWN_BY = {
 """The weights from whose shapes FLUX's sizes are read, each by its released name and by diffusers'."""
 CLIP_LENGTH, T5_LENGTH = 77, 512
 """The most tokens that each text encoder takes."""
-
-CLIP_L = SingleFileModel(
-    name="CLIP-L's text encoder",
-    model=CLIPTextModel,
-    config=CLIPTextConfig,
-    released={
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "vocab_size": 49408,
-        "hidden_act": "quick_gelu",
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-    },
-    prefix="text_model.",
-    prefixes=("embeddings.", "encoder.", "final_layer_norm."),
-    width_key=("embeddings.token_embedding.weight", 1, "hidden_size"),
-)
-T5_XXL = SingleFileModel(
-    name="T5-XXL's encoder",
-    model=T5EncoderModel,
-    config=T5Config,
-    released={
-        "d_model": 4096,
-        "d_kv": 64,
-        "d_ff": 10240,
-        "num_layers": 24,
-        "num_heads": 64,
-        "vocab_size": 32128,
-        "feed_forward_proj": "gated-gelu",
-    },
-    prefix="",
-    prefixes=("shared.", "encoder."),
-    width_key=("shared.weight", 1, "d_model"),
-)
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
 
 
 @dataclass(frozen=True)
@@ -147,6 +102,7 @@ def load_flux(
     else:
         transformer = _load_transformer(files.flux, dtype, in_fp8=weight_dtype != "default")
         pipeline = InstantCharacterPipeline(**_complete(parts, files, transformer))
+    check_vae(pipeline.vae, escaped(files.vae or files.flux))
     set_weight_dtype(pipeline.transformer, dtype, weight_dtype, device)
     return pipeline
 
@@ -165,43 +121,12 @@ def check_weight_dtype(flux: Path, weight_dtype: WeightDtype, device: torch.devi
             raise ValueError(f"{flux} is quantised: 8-bit arithmetic needs FLUX.1 in bf16, fp16 or plain fp8")
 
 
-def check_folder(folder: Path) -> None:
-    """Check a diffusers folder before anything in it is loaded.
-
-    Raises:
-        ValueError: it is no FLUX.1, an unsupported kind of FLUX, or has code of its own, which diffusers before 0.38
-            would run.
-    """
-    index = read_json(folder / "model_index.json")
-    parts = {name: value for name, value in index.items() if isinstance(value, (list, dict)) or name == "_class_name"}
-    kind = parts.pop("_class_name", None)
-    foreign = [name for name, value in parts.items() if not _of_a_library(value)]
-    if not isinstance(kind, str) or foreign:
-        name = foreign[0] if isinstance(kind, str) else "_class_name"
-        raise ValueError(
-            f"{folder} wants code run that is not diffusers' or transformers' ({name}: {index.get(name)} in "
-            "model_index.json), which it is not: take FLUX.1 from where it was released"
-        )
-    if parts.get("transformer") != ["diffusers", FluxTransformer2DModel.__name__]:
-        raise ValueError(f"{folder} is a {kind}. Expected {EXPECTED_FLUX}.")
-    for name in parts:
-        refuse_code(folder / name)
-    config = read_json(folder / "transformer/config.json")
-    if method := (config.get("quantization_config") or {}).get("quant_method"):
-        raise ValueError(f"{folder} is quantised by {method}, which InstantCharacter does not read: {FLUX_1} in GGUF")
-    _check_variant({INPUT[1]: (0, config.get("in_channels", 64))}, folder)
-
-
-def _of_a_library(value: Any) -> bool:
-    """Whether an entry of ``model_index.json`` is ``[library, class]`` of a trusted library, or of none."""
-    return isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers", None)
-
-
 def _from_folder(folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> InstantCharacterPipeline:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json. Expected {EXPECTED_FLUX}.")
     check_folder(folder)
-    return InstantCharacterPipeline.from_pretrained(folder, **parts, torch_dtype=dtype)
+    with fitting(folder, EXPECTED_FLUX):
+        return InstantCharacterPipeline.from_pretrained(folder, **parts, torch_dtype=dtype)
 
 
 def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict[str, Any]:
@@ -222,7 +147,8 @@ def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict
 def _tokenizer(folder: Path | None, length: int) -> Any:
     if folder is None:
         raise ValueError("a text encoder from one file needs a folder with its tokenizer's vocabulary")
-    return AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False)
+    with fitting(folder, "a folder with a tokenizer's vocabulary"):
+        return AutoTokenizer.from_pretrained(folder, model_max_length=length, trust_remote_code=False)
 
 
 def _load_transformer(path: Path, dtype: torch.dtype, in_fp8: bool) -> FluxTransformer2DModel:
@@ -238,20 +164,26 @@ def _load_transformer(path: Path, dtype: torch.dtype, in_fp8: bool) -> FluxTrans
     if len(state) < len(whole):
         logger.info("%s is a whole checkpoint; of it FLUX alone is read, not its text encoders and VAE", path.name)
     config = flux_config(state, path)
+    if path.suffix != ".gguf":
+        check_weights(state, path, EXPECTED_FLUX)
     if in_fp8 and {tensor.dtype for tensor in state.values()} == {FP8}:
         settings["torch_dtype"] = FP8
-    state = to_diffusers(state, config["attention_head_dim"] * config["num_attention_heads"])
+    try:
+        state = to_diffusers(state, config["attention_head_dim"] * config["num_attention_heads"])
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:  # rows that cannot be split
+        raise unexpected(path, f"has weights of other sizes ({first_line(error)})", EXPECTED_FLUX) from error
     _check_keys(state, config, path)
     return _from_state(FluxTransformer2DModel, state, config, path, settings)
 
 
 def _read_gguf(path: Path) -> Mapping[str, Any]:
     try:
+        check_header(path)
         return load_single_file_checkpoint(str(path))
     except ImportError as error:
         raise ImportError(f"{path.name} needs the package that reads GGUF: pip install gguf") from error
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} is cut off or not a GGUF file. Expected {EXPECTED_FLUX}.") from error
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+        raise unexpected(path, f"is cut off or not a GGUF file ({first_line(error)})", EXPECTED_FLUX) from error
 
 
 def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
@@ -259,36 +191,37 @@ def _load_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
     beside = path.parent / "config.json"
     config = VAE
     if "decoder.conv_in.weight" not in state:
-        raise ValueError(f"{path} holds {sorted(state)[:3]}. Expected {EXPECTED_VAE}.")
-    if state["decoder.conv_in.weight"].shape[0] != VAE["block_out_channels"][-1] and beside.is_file():  # type: ignore[index]
-        config = read_json(beside)
+        raise unexpected(path, f"holds {quoted(sorted(state)[:3])}", EXPECTED_VAE)
+    check_weights(state, path, EXPECTED_VAE)
+    if len(state["decoder.conv_in.weight"]) != VAE["block_out_channels"][-1] and beside.is_file():  # type: ignore[index]
+        config = read_config(beside, defaults(AutoencoderKL))
+        check_size(lambda: AutoencoderKL.from_config(config), path, EXPECTED_VAE)
     return _from_state(AutoencoderKL, state, config, path, {"torch_dtype": dtype})
 
 
 def _from_state(model: Any, state: Mapping[str, Any], config: dict, path: Path, settings: dict[str, Any]) -> Any:
     """A diffusers model of weights in either layout. With a config, diffusers looks nothing up on the hub."""
-    with TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        try:
-            return model.from_single_file(dict(state), config=folder, **settings)
-        except (LookupError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} does not fit {model.__name__} ({first_line(error)}). Is it cut down or merged?"
-            ) from error
+    with TemporaryDirectory() as folder, fitting(path, f"{model.__name__}, whole and not merged"):
+        (Path(folder) / NAME).write_text(json.dumps(config), encoding="utf-8")
+        return model.from_single_file(dict(state), config=folder, **settings)
 
 
 def flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """FLUX's config, from the shapes of its weights in the released layout, ComfyUI's or diffusers'."""
     shapes = {key: list(getattr(tensor, "quant_shape", tensor.shape)) for key, tensor in state.items()}
-    _check_variant(shapes, path)
+    check_variant(shapes, path)
     sizes = {kind: next((shapes[key] for key in keys if key in shapes), []) for kind, keys in KNOWN_BY.items()}
-    if not all(len(sizes[kind]) == 2 for kind in ("picture", "text", "pooled")):
-        raise ValueError(f"{path} holds {sorted(state)[:3]}. Expected {EXPECTED_FLUX}.")
+    if not all(len(sizes[kind]) == 2 and all(sizes[kind]) for kind in ("picture", "text", "pooled")):
+        raise unexpected(path, f"holds {quoted(sorted(state)[:3])}", EXPECTED_FLUX)
+    counts = {blocks: _count(shapes, blocks) for blocks in BLOCKS}
+    if sizes["picture"][0] % HEAD_DIM or max(counts.values()) > MOST_BLOCKS:
+        found = f"is {sizes['picture'][0]} wide, in {counts['double_blocks']} + {counts['single_blocks']} blocks"
+        raise unexpected(path, found, EXPECTED_FLUX)
     return {
         "_class_name": "FluxTransformer2DModel",
         "in_channels": sizes["picture"][1],
-        "num_layers": _count(shapes, "double_blocks"),
-        "num_single_layers": _count(shapes, "single_blocks"),
+        "num_layers": counts["double_blocks"],
+        "num_single_layers": counts["single_blocks"],
         "attention_head_dim": HEAD_DIM,
         "num_attention_heads": sizes["picture"][0] // HEAD_DIM,
         "joint_attention_dim": sizes["text"][1],
@@ -298,25 +231,23 @@ def flux_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def _check_variant(shapes: Shapes, path: Path) -> None:
-    """Raise ``ValueError`` for an unsupported kind of FLUX, or an unsupported form to store it in."""
-    if kind := variant(shapes):
-        raise ValueError(f"{path} is {kind.name}; {kind.advice}")
-
-
 def _check_keys(state: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    """Raise ``ValueError`` for missing or unknown keys of FLUX, by diffusers' names; drop the keys of other models."""
+    """Raise ``ValueError`` for keys that FLUX lacks or has not, and for other shapes; drop the keys of other models."""
     with torch.device("meta"):
-        expected = FluxTransformer2DModel.from_config(config).state_dict().keys()
+        expected = FluxTransformer2DModel.from_config(config).state_dict()
     own = OWN | {key.split(".")[0] for key in expected}
     for problem, keys in (
         ("lacks {} weights that FLUX.1 has", [key for key in expected if key not in state]),
         ("has {} weights that FLUX.1 has not", [k for k in state if k not in expected and k.split(".")[0] in own]),
     ):
         if keys:
-            raise ValueError(f"{path} {problem.format(len(keys))}, {keys[0]} first. Expected {EXPECTED_FLUX}, whole.")
+            raise unexpected(path, f"{problem.format(len(keys))}, {quoted(keys[0])} first", f"{EXPECTED_FLUX}, whole")
     for key in [key for key in state if key not in expected]:
         del state[key]
+    shapes = {key: getattr(tensor, "quant_shape", tensor.shape) for key, tensor in state.items()}
+    if wrong := [key for key, tensor in expected.items() if tuple(shapes[key]) != tuple(tensor.shape)]:
+        found = f"{wrong[0]} is {list(shapes[wrong[0]])}, not {list(expected[wrong[0]].shape)}"
+        raise unexpected(path, f"has {len(wrong)} weights of other sizes: {found}", EXPECTED_FLUX)
 
 
 def _count(keys: Iterable[str], blocks: str) -> int:

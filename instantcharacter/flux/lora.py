@@ -7,7 +7,6 @@ of other kinds are recognised by their keys, see :mod:`.lora_kinds`, and refused
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -18,10 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files.reading import read_pickle, read_safetensors
+from ..files.errors import escaped, first_few, first_line, quoted
+from ..files.reading import (
+    LARGEST,
+    check_finite,
+    check_weights,
+    parse_json,
+    read_pickle,
+    read_safetensors,
+    unexpected,
+)
 from .attn_processor import compute_dtype
 from .layout import AROUND_BLOCKS, BLOCKS, QKV, SWAPPED, TEXT_QKV, split_rows
-from .lora_kinds import CONTROL, OTHER_MODEL, first_few, kind_of, refusal
+from .lora_kinds import CONTROL, OTHER_MODEL, kind_of, refusal
 from .pipeline import CharacterPipelineMixin
 
 logger = logging.getLogger(__name__)
@@ -30,6 +38,8 @@ Layers = Mapping[str, Mapping[str, Tensor]]
 """The layers of a file, and the tensors of each by the names in :data:`TENSORS`."""
 Names = Mapping[str, tuple[str, ...]]
 """The layers of a file, and the names of the model's layers that each of them changes."""
+Matrices = Mapping[tuple[str, str], Tensor]
+"""The matrices of a LoRA, see :func:`_matrices`."""
 
 EXPECTED = "a LoRA for FLUX.1"
 TENSORS = {
@@ -82,16 +92,18 @@ def load_lora(pipeline: CharacterPipelineMixin, path: Path, name: str) -> None:
     settings = _read_settings(metadata, path)
     if any("magnitude" in parts for parts in layers.values()):
         logger.warning("%s is a DoRA: its magnitudes are left out, the rest is used", path.name)
+    model, clip = pipeline.transformer, pipeline.text_encoder
+    of_flux = dict(_matrices(path, layers, flux, model, compute_dtype(model), settings.get("transformer", {})))
+    of_clip = dict(_matrices(path, layers, text, clip, clip.dtype, settings.get("text_encoder", {}))) if text else {}
     with pipeline.models_changing():
-        if flux:
-            _load_into_flux(pipeline, layers, flux, settings.get("transformer", {}), name)
-        if text:
-            _load_into_clip(pipeline, layers, text, settings.get("text_encoder", {}), name)
+        if of_flux:
+            _load_into_flux(pipeline, of_flux, name)
+        if of_clip:
+            _load_into_clip(pipeline, of_clip, name)
 
 
-def _load_into_flux(pipeline: CharacterPipelineMixin, layers: Layers, found: Names, settings: Any, name: str) -> None:
+def _load_into_flux(pipeline: CharacterPipelineMixin, matrices: Matrices, name: str) -> None:
     model = pipeline.transformer
-    matrices = dict(_matrices(layers, found, model, compute_dtype(model), settings))
     state = {f"transformer.{layer}.lora_{side}.weight": matrix for (layer, side), matrix in matrices.items()}
     pipeline.load_lora_into_transformer(
         state, network_alphas=None, transformer=model, adapter_name=name, low_cpu_mem_usage=True
@@ -99,9 +111,8 @@ def _load_into_flux(pipeline: CharacterPipelineMixin, layers: Layers, found: Nam
     _restore_matrices(model, matrices, name)
 
 
-def _load_into_clip(pipeline: CharacterPipelineMixin, layers: Layers, found: Names, settings: Any, name: str) -> None:
+def _load_into_clip(pipeline: CharacterPipelineMixin, matrices: Matrices, name: str) -> None:
     model, ends = pipeline.text_encoder, {"A": "lora_linear_layer.down", "B": "lora_linear_layer.up"}
-    matrices = dict(_matrices(layers, found, model, model.dtype, settings))
     state = {f"text_encoder.{layer}.{ends[side]}.weight": matrix for (layer, side), matrix in matrices.items()}
     pipeline.load_lora_into_text_encoder(
         state, None, model, prefix="text_encoder", adapter_name=name, low_cpu_mem_usage=True
@@ -109,7 +120,7 @@ def _load_into_clip(pipeline: CharacterPipelineMixin, layers: Layers, found: Nam
     _restore_matrices(model, matrices, name)
 
 
-def _restore_matrices(model: nn.Module, matrices: Mapping[tuple[str, str], Tensor], name: str) -> None:
+def _restore_matrices(model: nn.Module, matrices: Matrices, name: str) -> None:
     """Put a loaded LoRA's own matrices back, and set every layer's scale to 1.
 
     diffusers casts the matrices to the dtype that the model is stored in, which may be fp8, and older versions take one
@@ -140,8 +151,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_safetensors(path, EXPECTED)
     content = read_pickle(path, EXPECTED)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds more than tensors, or none. Expected {EXPECTED}.")
-    return content, {}
+        raise unexpected(path, "holds more than tensors, or none", EXPECTED)
+    return {str(key): tensor for key, tensor in content.items()}, {}
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -229,27 +240,37 @@ def _check_size(path: Path, layer: str, parts: Mapping[str, Tensor], model: nn.M
 
 
 def _matrices(
-    layers: Layers, found: Names, model: nn.Module, dtype: torch.dtype, settings: Mapping[str, Any]
+    path: Path, layers: Layers, found: Names, model: nn.Module, dtype: torch.dtype, settings: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, str], Tensor]]:
     """The matrices of the model's layers, by a layer's name and ``"A"`` or ``"B"``; B·A is added to its weight.
 
     Args:
+        path: of the file, for errors.
         layers: of the file.
         found: the model's layers for each of them.
         model: FLUX or CLIP.
         dtype: of the matrices.
         settings: of diffusers, see :func:`_read_settings`.
+
+    Raises:
+        ValueError: matrices or scales that are no finite numbers.
     """
     for layer, names in found.items():
         down, up, alpha = (layers[layer].get(part) for part in ("down", "up", "alpha"))
         assert down is not None and up is not None
+        check_weights({f"{layer} down": down, f"{layer} up": up}, path, EXPECTED)
         released = SWAPPED if _flat(PREFIX.sub("", layer)) == _flat(SWAPPED) else layer
         for name, rows in zip(names, split_rows(released, up, _sizes(model, names)[1:]), strict=True):
-            scale = _scale(settings, name, len(down)) if alpha is None else alpha.item() / len(down)
+            scale = _scale(settings, name, len(down)) if alpha is None else _number(alpha.item()) / len(down)
+            if not math.isfinite(scale):
+                raise unexpected(path, f"scales its layer {quoted(layer)} by {scale}", EXPECTED)
             # each matrix takes about the root of the scale, so that both stay in range
             root = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
-            yield (name, "A"), down.to(dtype) * (scale / root)
-            yield (name, "B"), rows.to(dtype) * root
+            matrices = {"A": down.to(dtype) * (scale / root), "B": rows.to(dtype) * root}
+            for side, matrix in matrices.items():
+                found_here = f"{escaped(path)} has weights in {quoted(layer)}"
+                check_finite(matrix, found_here, "the file is damaged, or its training failed")
+                yield (name, side), matrix
 
 
 def _sizes(model: nn.Module, names: tuple[str, ...]) -> list[Any]:
@@ -267,21 +288,45 @@ def _fits(parts: Mapping[str, Tensor], model: nn.Module, names: tuple[str, ...])
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
     """The scale of a layer by diffusers' settings; 1 without settings."""
     patterns = settings.get("alpha_pattern") or {}
-    fitting = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    fitting = (alpha for name, alpha in patterns.items() if f".{module}".endswith(f".{name}"))
     alpha = next(fitting, settings.get("lora_alpha", rank))
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _read_settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, Any]]:
-    """The settings that diffusers writes into a LoRA's metadata, by model."""
+    """The settings that diffusers writes into a LoRA's metadata, by model, their alphas as numbers.
+
+    The patterns of peft may be any regular expressions; in files they are names of layers, and others are refused.
+    """
     settings: dict[str, dict[str, Any]] = {}
     try:
-        for key, value in json.loads(metadata.get("lora_adapter_metadata", "{}")).items():
+        for key, value in parse_json(metadata.get("lora_adapter_metadata", "{}")).items():
             model, _, name = key.partition(".")
             settings.setdefault(model, {})[name] = value
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} has settings in its metadata that cannot be read ({error})") from error
+        for values in settings.values():
+            if values.get("lora_alpha") is None:
+                values.pop("lora_alpha", None)
+            else:
+                values["lora_alpha"] = _number(values["lora_alpha"])
+            patterns = values.get("alpha_pattern") or {}
+            values["alpha_pattern"] = {_layer_name(name): _number(alpha) for name, alpha in patterns.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        problem = f"has settings in its metadata that cannot be read ({first_line(error)})"
+        raise unexpected(path, problem, EXPECTED) from error
     return settings
+
+
+def _number(value: Any) -> float:
+    """A number from a file; NaN for what is none, or for one that no float holds."""
+    return float(value) if type(value) in (int, float) and abs(value) <= LARGEST else math.nan
+
+
+def _layer_name(pattern: str) -> str:
+    """The name that a regular expression of peft stands for."""
+    name = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"alpha_pattern {quoted(pattern)}; expected a layer's name")
+    return name
 
 
 def _flat(name: str) -> str:

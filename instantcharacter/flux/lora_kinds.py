@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files.errors import first_few
 from .variants import NATIVE
 
 
@@ -67,9 +68,3 @@ def refusal(path: Path, keys: Iterable[str], kind: Kind) -> str:
         f"{path} looks like {kind.name}, by {first_few([k for k in names if re.search(kind.pattern, k)] or names)}; "
         + kind.advice
     )
-
-
-def first_few(names: Iterable[str]) -> str:
-    """The first three of some names, for a message."""
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")

@@ -14,8 +14,9 @@ import torch
 from ..offload.devices import free_memory, host_memory, shares_memory
 from ..offload.host_weights import HostWeightsCache
 from ..offload.offloader import Offloader
-from ..offload.planning import RESERVED_FOR_DESKTOP, MemoryPlan, Strategy, plan
+from ..offload.planning import MAX_BYTES, RESERVED_FOR_DESKTOP, STRATEGIES, MemoryPlan, Strategy, plan
 from ..offload.sizes import GIB, ComponentModules, measure
+from ..values import check_choice, check_number
 from .components import DiffusersControls
 from .schedule import as_list
 
@@ -37,6 +38,12 @@ class OffloadRequest(NamedTuple):
     strategy: Strategy
     vram_gb: float | None
     device: torch.device
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for an unknown strategy, or memory that is no positive number."""
+        check_choice("the offload strategy", self.strategy, STRATEGIES)
+        if self.vram_gb is not None:
+            check_number("vram_gb", self.vram_gb, 1e-6, MAX_BYTES / GIB)
 
 
 class PipelineOffload:
@@ -66,6 +73,7 @@ class PipelineOffload:
             ValueError: an unknown strategy, or too little memory for any plan.
             torch.OutOfMemoryError: the weights of no plan fit; nothing is offloaded then.
         """
+        request.check()
         self.disable()
         controls = DiffusersControls(pipeline)
         controls.undo()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ..files.pictures import Picture, open_mask
+from ..files.pictures import Picture, open_mask, open_picture
 from ..model.character import Character
 from ..model.conditioning import Subject, mask_to_tokens
-from ..model.strength import Scale, Strength, scales_at
+from ..model.strength import Scale, check_scale, has_effect, scales_at
+from ..values import is_number, shown
 
 SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
 SubjectMask: TypeAlias = "Picture | Sequence[Picture | None] | None"
@@ -50,8 +51,8 @@ def pair_subjects(
         ValueError: scales that are not finite, an empty list, or lists of different lengths.
     """
     pictures, scales, masks = as_list(subject_image), as_list(subject_scale), as_list(subject_mask)
-    if not all(isinstance(scale, Strength) or math.isfinite(scale) for scale in scales):
-        raise ValueError(f"subject_scale is {subject_scale}; expected finite numbers, or a Strength for each")
+    for scale in scales:
+        check_scale("subject_scale", scale)
     if subject_image is None:
         return []
     if not pictures or any(picture is None for picture in pictures):
@@ -62,10 +63,28 @@ def pair_subjects(
     return list(zip(pictures, scales * len(pictures), masks * len(pictures)))
 
 
+def open_subjects(
+    subjects: Sequence[tuple[Picture | Character, Scale, Picture | None]],
+) -> list[tuple[Image.Image | Character, Scale, Image.Image | None]]:
+    """Open the pictures and masks of :func:`pair_subjects`, and leave out the characters that change nothing.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: not a picture or a mask, or an empty mask.
+    """
+    opened = []
+    for picture, scale, mask in subjects:
+        where = None if mask is None else open_mask(mask)
+        if where is not None:
+            mask_to_tokens(_white(where), 1, 1)
+        opened.append((picture if isinstance(picture, Character) else open_picture(picture), scale, where))
+    return [subject for subject in opened if has_effect(subject[1])]
+
+
 def check_window(start: float, end: float) -> None:
     """Raise ``ValueError`` unless 0 ≤ start ≤ end ≤ 1."""
-    if not 0 <= start <= end <= 1:
-        raise ValueError(f"subject_start {start} and subject_end {end}; expected 0 ≤ start ≤ end ≤ 1")
+    if not (is_number(start) and is_number(end)) or not 0 <= start <= end <= 1:
+        raise ValueError(f"subject_start {shown(start)} and subject_end {shown(end)}; expected 0 ≤ start ≤ end ≤ 1")
 
 
 def step_window(steps: int, first: int, start: float, end: float) -> list[int]:
@@ -91,9 +110,13 @@ def token_mask(mask: Picture, img_ids: Tensor) -> Tensor:
         mask: a picture of any size, white where the character may be.
         img_ids: [..., S, 3], positions of the image tokens; they end in row and column.
     """
-    white = np.asarray(open_mask(mask), dtype=np.float32) / 255
     rows, columns = (int(img_ids[..., axis].max()) + 1 for axis in (1, 2))
-    return mask_to_tokens(torch.from_numpy(white), rows, columns)
+    return mask_to_tokens(_white(open_mask(mask)), rows, columns)
+
+
+def _white(mask: Image.Image) -> Tensor:
+    """How white each pixel of a mask is, [H, W] in 0 to 1."""
+    return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)
 
 
 def schedule_subjects(

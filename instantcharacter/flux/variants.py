@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from ..files.errors import escaped
 
 Shapes = Mapping[str, Sequence[int]]
 """A model's keys, without a prefix, each with its tensor's shape."""
@@ -96,3 +99,9 @@ def variant(shapes: Shapes) -> Variant | None:
         shapes: the keys of a file or of a loaded model, in the released layout, ComfyUI's or diffusers'.
     """
     return next((kind for kind in VARIANTS if kind.matches(shapes)), None)
+
+
+def check_variant(shapes: Shapes, path: Path) -> None:
+    """Raise ``ValueError`` for an unsupported kind of FLUX, or an unsupported form to store it in."""
+    if kind := variant(shapes):
+        raise ValueError(f"{escaped(path)} is {kind.name}; {kind.advice}")

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files.errors import escaped
 from ..files.pictures import Picture, thumbnail
+from ..files.reading import check_finite, check_module
 from .attention import CharacterAttention, FoldedCharacterAttention
 from .character import Character
 from .checkpoint import check_complete, read_checkpoint, write_checkpoint
@@ -18,6 +20,7 @@ from .features import CharacterFeatures
 from .projector import CharacterProjector
 from .resampler import FOLDED_CHANNELS
 
+DAMAGED = "a file of weights is damaged: fetch the adapter, SigLIP and DINOv2 again"
 SAMPLES = 16
 """Values of each weight that a fingerprint is computed from."""
 
@@ -77,7 +80,8 @@ class CharacterAdapter(nn.Module):
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is empty, cut off, of another kind, or lacks weights of these sizes.
+            ValueError: the file is empty, cut off, of another kind, or lacks weights of these sizes; or those of the
+                resampler, which every picture needs, are not finite. The others are checked where they are first used.
         """
         weights, saved_config, fingerprint, folded = read_checkpoint(Path(path))
         with torch.device("meta"):
@@ -86,6 +90,7 @@ class CharacterAdapter(nn.Module):
         in_file = {name: weights[f"projector.{name}"] for name, _ in adapter.projector.named_parameters()}
         state = {key: weights[key].to(device=device, dtype=dtype) for key in adapter.state_dict()}
         adapter.load_state_dict(state, assign=True)
+        check_module(adapter.projector.resampler, f"{escaped(path)} has weights", "fetch the file again")
         adapter.keep_fingerprint(fingerprint or _digest(adapter.projector, _samples(in_file)))
         return adapter.eval()
 
@@ -112,8 +117,8 @@ class CharacterAdapter(nn.Module):
             picture: saved with the character as its thumbnail.
 
         Raises:
-            ValueError: no features, features of another width than this adapter's, a batch of pictures in one, or a
-                folded adapter.
+            ValueError: no features, features of another width than this adapter's, a batch of pictures in one, a
+                folded adapter, or weights that make no finite features.
         """
         self.check_whole("make a character")
         if not references:
@@ -121,8 +126,11 @@ class CharacterAdapter(nn.Module):
         for features in references:
             if (pictures := len(features.low_res_deep)) != 1:
                 raise ValueError(f"features are of one picture, not of {pictures}: pass each picture's as an argument")
+        check_module(self.projector, "the adapter has weights", DAMAGED)
         weight = self.projector.proj.fc1.weight
         fused = [self.projector.fuse(*(tensor.to(weight) for tensor in features)) for features in references]
+        for each in fused:
+            check_finite(each, "the encoders and the adapter make features", DAMAGED)
         return Character(torch.cat(fused, dim=1), self.fingerprint(), None if picture is None else thumbnail(picture))
 
     def check_whole(self, purpose: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +12,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.atomic import atomic_write, check_replaceable
-from ..files.reading import read_header, read_safetensors
+from ..files.atomic import check_replaceable
+from ..files.errors import quoted
+from ..files.reading import LARGEST as LARGEST_FEATURE
+from ..files.reading import read_header, read_whole, unexpected
+from ..files.writing import write_safetensors
+from ..values import check_number, shown
+from .tensors import check_tensor
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
+LARGEST = 256 << 20
+"""Bytes of a character's file at most: of 20 reference pictures, in float32."""
+LARGEST_THUMBNAIL = 4096
+"""Pixels of a side."""
 COVER = "ssmd_cover_images"
 """The metadata that ComfyUI's model library shows a picture from: a JSON list of files in base64."""
 
@@ -30,15 +39,19 @@ class Character:
         fused: [1, M, feature_dim], the fused features, about 8 MB in bfloat16; M is 1458 for each reference picture.
         fingerprint: identifies the projector that made it, see :meth:`CharacterAdapter.fingerprint`.
         thumbnail: a small picture, or None.
+
+    Raises:
+        ValueError: features of another shape, or that are not finite or above :data:`LARGEST_FEATURE`.
     """
 
     def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
+        _check_features(fused)
         self.fused = fused
         self.fingerprint = fingerprint
         self.thumbnail = thumbnail
 
     def check_made_by(self, fingerprint: str | None) -> None:
-        """Raise ``ValueError`` unless the adapter of this fingerprint made the character.
+        """Raise ``ValueError`` unless the adapter of this fingerprint made the character, and its features are whole.
 
         Fingerprints cover projectors: adapters that differ in their attention alone may share characters.
         """
@@ -47,6 +60,7 @@ class Character:
                 f"this character was made by adapter {self.fingerprint}, the one to draw it is {fingerprint}. "
                 "Make it again from its picture, or use the adapter that made it."
             )
+        _check_features(self.fused)
 
     def is_same(self, other: Character) -> bool:
         """Whether two characters generate the same pictures."""
@@ -64,8 +78,9 @@ class Character:
         Raises:
             ValueError: the characters are of different adapters or numbers of pictures, or the weight is out of range.
         """
-        if not 0 <= weight <= 1:
-            raise ValueError(f"the weight of the second character is {weight}; expected 0 to 1")
+        if not isinstance(other, Character):
+            raise ValueError(f"a character is mixed with {shown(other)}; expected another character")
+        check_number("the weight of the second character", weight, 0, 1)
         if self.fingerprint != other.fingerprint:
             raise ValueError(
                 f"the characters were made by different adapters, {self.fingerprint} and {other.fingerprint}, and "
@@ -77,9 +92,7 @@ class Character:
                 "mixed: make both of as many reference pictures"
             )
         fused = torch.lerp(self.fused, other.fused.to(self.fused), weight)
-        pictures = self.thumbnail, other.thumbnail
-        mixed = Image.blend(*pictures, weight) if all(pictures) else pictures[0] or pictures[1]  # type: ignore[arg-type]
-        return Character(fused, self.fingerprint, mixed)
+        return Character(fused, self.fingerprint, _mixed_thumbnail(self.thumbnail, other.thumbnail, weight))
 
     def save(self, path: str | Path) -> None:
         """Write the character to a ``.safetensors`` file, whole or not at all. Only a character file is replaced.
@@ -89,8 +102,7 @@ class Character:
             OSError: the disk is full or read-only.
         """
         check_replaceable(path, "a character", is_character)
-        with atomic_write(path) as partial:
-            save_file(self._tensors(), partial, self._metadata())
+        write_safetensors(path, self._tensors(), self._metadata())
 
     @classmethod
     def load(cls, path: str | Path) -> Character:
@@ -98,18 +110,18 @@ class Character:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is empty, cut off, or of another kind.
+            ValueError: the file is empty, cut off, or of another kind; or its features are not finite.
         """
-        tensors, metadata = read_safetensors(path, EXPECTED)
-        if metadata.get("format") != FORMAT or "fused" not in tensors or "fingerprint" not in metadata:
-            raise ValueError(f"{path} is not a character ({sorted(tensors)[:3]} in it). Expected {EXPECTED}.")
-        fused = tensors["fused"]
-        if fused.ndim != 3 or len(fused) != 1 or not fused.is_floating_point():
-            raise ValueError(
-                f"{path} has fused features {list(fused.shape)} in {fused.dtype}; expected [1, tokens, width] in float"
-            )
-        thumbnail = Image.fromarray(tensors["thumbnail"].numpy()) if "thumbnail" in tensors else None
-        return cls(fused, metadata["fingerprint"], thumbnail)
+        names, metadata = read_header(path, EXPECTED)
+        if not _is_character(metadata) or "fused" not in names:
+            raise unexpected(path, f"is not a character ({quoted(sorted(names)[:3])} in it)", EXPECTED)
+        if (length := Path(path).stat().st_size) > LARGEST:
+            raise unexpected(path, f"has {length} bytes, more than {LARGEST}", EXPECTED)
+        tensors = read_whole(path, EXPECTED)
+        try:
+            return cls(tensors["fused"], metadata["fingerprint"], _picture(tensors.get("thumbnail")))
+        except ValueError as error:
+            raise unexpected(path, f"is damaged: {error}", EXPECTED) from error
 
     def _metadata(self) -> dict[str, str]:
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
@@ -123,6 +135,37 @@ class Character:
         if self.thumbnail is not None:
             tensors["thumbnail"] = torch.from_numpy(np.asarray(self.thumbnail).copy())
         return tensors
+
+
+def _picture(tensor: Tensor | None) -> Image.Image | None:
+    """A thumbnail from its tensor, [H, W] or [H, W, 2 to 4] in uint8; None for what is no picture, or a huge one."""
+    if tensor is None or tensor.dtype != torch.uint8 or tensor.ndim not in (2, 3) or not tensor.numel():
+        return None
+    if max(tensor.shape[:2]) > LARGEST_THUMBNAIL or (tensor.ndim == 3 and tensor.shape[2] not in (2, 3, 4)):
+        return None
+    return Image.fromarray(tensor.numpy())
+
+
+def _is_character(metadata: Mapping[str, str]) -> bool:
+    """Whether a file's metadata is a character's."""
+    return metadata.get("format") == FORMAT and is_fingerprint(metadata.get("fingerprint"))
+
+
+def is_fingerprint(text: str | None) -> bool:
+    """Whether a text from a file may be a fingerprint; other texts would end up in messages."""
+    return text is not None and len(text) <= 64 and text.isprintable()
+
+
+def _check_features(fused: Tensor) -> None:
+    check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_FEATURE)
+
+
+def _mixed_thumbnail(one: Image.Image | None, other: Image.Image | None, weight: float) -> Image.Image | None:
+    """Two thumbnails, blended in the first one's size; the one there is, if there is one."""
+    if one is None or other is None or not all((*one.size, *other.size)):
+        return one or other
+    one, other = one.convert("RGB"), other.convert("RGB")
+    return Image.blend(one, other if other.size == one.size else other.resize(one.size), weight)
 
 
 class Summary(NamedTuple):
@@ -142,7 +185,7 @@ def summary(path: str | Path) -> Summary | None:
         names, metadata = read_header(path, EXPECTED)
     except ValueError:
         return None
-    if metadata.get("format") != FORMAT or "fingerprint" not in metadata:
+    if not _is_character(metadata):
         return None
     return Summary(metadata["fingerprint"], "thumbnail" in names)
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.atomic import atomic_write
-from ..files.reading import read_pickle, read_safetensors
+from ..files.errors import first_few, first_line, quoted
+from ..files.reading import check_weights, parse_json, read_json, read_pickle, read_safetensors, unexpected
+from ..files.writing import write_pickle, write_safetensors
+from .character import is_fingerprint
 from .config import AdapterConfig
 
 logger = logging.getLogger(__name__)
@@ -74,16 +74,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     fingerprint, folded = None, False
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path, EXPECTED)
-        config = _parse_config(metadata["config"], path) if "config" in metadata else None
+        config = _config(parse_json, metadata["config"], path) if "config" in metadata else None
         fingerprint, folded = metadata.get("fingerprint"), metadata.get("format") == FOLDED_FORMAT
+        if fingerprint and not is_fingerprint(fingerprint):
+            raise unexpected(path, f"states the fingerprint {quoted(fingerprint)}", EXPECTED)
         if folded and not fingerprint:
             raise ValueError(
                 f"{path} does not state the fingerprint of the adapter that it was folded from: fold again"
             )
     else:
         tensors, sizes = _read_bin(path), path.with_suffix(".json")
-        config = _parse_config(sizes.read_text(encoding="utf-8"), sizes) if sizes.is_file() else None
+        config = _config(read_json, sizes, sizes) if sizes.is_file() else None
     weights = {}
+    check_weights(tensors, path, EXPECTED)
     for key, tensor in tensors.items():
         prefix, _, rest = key.partition(".")
         weights[f"{PREFIXES.get(prefix, prefix)}.{rest}"] = tensor
@@ -118,21 +121,20 @@ def write_checkpoint(
         prefix: {key.partition(".")[2]: tensor for key, tensor in weights.items() if key.startswith(f"{module}.")}
         for prefix, module in PREFIXES.items()
     }
-    with atomic_write(path) as partial:
-        if path.suffix == ".bin":
-            torch.save(parts, partial)
-        else:
-            flat = {f"{prefix}.{key}": t.contiguous() for prefix, part in parts.items() for key, t in part.items()}
-            kind = FOLDED_FORMAT if folded else FORMAT
-            metadata = {"format": kind, "config": json.dumps(asdict(config)), "fingerprint": fingerprint}
-            save_file(flat, partial, metadata)
+    if path.suffix == ".bin":
+        write_pickle(path, parts)
+        return
+    flat = {f"{prefix}.{key}": t.contiguous() for prefix, part in parts.items() for key, t in part.items()}
+    kind = FOLDED_FORMAT if folded else FORMAT
+    metadata = {"format": kind, "config": json.dumps(asdict(config)), "fingerprint": fingerprint}
+    write_safetensors(path, flat, metadata)
 
 
 def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise ``ValueError`` unless a file has all expected weights in their shapes; warn of weights beyond them."""
     if missing := [key for key in expected if key not in weights]:
         raise ValueError(
-            f"{path} lacks {len(missing)} of {len(expected)} weights: {_first_three(missing)}.{_likeness(weights)} "
+            f"{path} lacks {len(missing)} of {len(expected)} weights: {first_few(missing)}.{_likeness(weights)} "
             f"Expected {EXPECTED}."
         )
     wrong = [
@@ -141,27 +143,25 @@ def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         if weights[key].shape != tensor.shape
     ]
     if wrong:
-        raise ValueError(f"{path} has {len(wrong)} weights of other sizes: {_first_three(wrong)}. Expected {EXPECTED}.")
+        raise ValueError(f"{path} has {len(wrong)} weights of other sizes: {first_few(wrong)}. Expected {EXPECTED}.")
     if unexpected := [key for key in weights if key not in expected]:
-        logger.warning("%s has %d weights that are not used: %s", path, len(unexpected), _first_three(unexpected))
+        logger.warning("%s has %d weights that are not used: %s", path, len(unexpected), first_few(unexpected))
 
 
-def _parse_config(text: str, path: Path) -> AdapterConfig:
+def _config(read: Callable[[Any], dict[str, Any]], source: Any, path: Path) -> AdapterConfig:
+    """The sizes in a JSON that ``read`` reads, of the file ``path``."""
     try:
-        return AdapterConfig(**json.loads(text))
+        return AdapterConfig(**read(source))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} states sizes that cannot be read ({error}). Expected {EXPECTED}.") from error
+        raise unexpected(path, f"states sizes that cannot be read ({first_line(error)})", EXPECTED) from error
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
     parts = read_pickle(path, EXPECTED)
     if not isinstance(parts, dict) or not all(isinstance(parts.get(prefix), dict) for prefix in PREFIXES):
-        found = list(parts)[:5] if isinstance(parts, dict) else [type(parts).__name__]
+        found = [quoted(key) for key in parts][:5] if isinstance(parts, dict) else [type(parts).__name__]
         raise ValueError(f"{path} holds {found}, not {list(PREFIXES)}.{_likeness(found)} Expected {EXPECTED}.")
-    flat = {f"{prefix}.{key}": tensor for prefix in PREFIXES for key, tensor in parts[prefix].items()}
-    if other := [key for key, tensor in flat.items() if not isinstance(tensor, Tensor)]:
-        raise ValueError(f"{path} holds values that are not a tensor: {_first_three(other)}. Expected {EXPECTED}.")
-    return flat
+    return {f"{prefix}.{key}": tensor for prefix in PREFIXES for key, tensor in parts[prefix].items()}
 
 
 def _likeness(keys: Iterable[Any]) -> str:
@@ -171,7 +171,3 @@ def _likeness(keys: Iterable[Any]) -> str:
         if any(part in key for key in names for part in parts):
             return f" It looks like {name}."
     return ""
-
-
-def _first_three(items: list[str]) -> str:
-    return ", ".join(items[:3]) + (", …" if len(items) > 3 else "")

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from ..files.errors import quoted
+
+LAYERS = ("fusion_layers", "resampler_layers", "num_attention_blocks")
+MOST_LAYERS = 1000
+"""Layers are modules: a number from a file must not fill the memory with them before its weights are counted."""
+WIDEST = 1 << 20
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -23,7 +30,7 @@ class AdapterConfig:
         num_attention_blocks: FLUX's double-stream and single-stream blocks, 19 + 38.
 
     Raises:
-        ValueError: a size below one, or a width that is no multiple of its heads.
+        ValueError: a size below one, or far beyond that of any FLUX, or a width that is no multiple of its heads.
     """
 
     feature_dim: int = 2688
@@ -40,8 +47,9 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for name, size in asdict(self).items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} is {size!r}; expected a whole number of at least 1")
+            most = MOST_LAYERS if name in LAYERS else WIDEST
+            if type(size) is not int or not 1 <= size <= most:
+                raise ValueError(f"{name} is {quoted(size)}; expected a whole number from 1 to {most}")
         for width, heads in (
             ("feature_dim", "fusion_heads"),
             ("resampler_dim", "resampler_heads"),

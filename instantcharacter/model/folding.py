@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..files.reading import check_finite
 from .adapter import CharacterAdapter
 from .attention import FoldedCharacterAttention
 from .resampler import FOLDED_CHANNELS, Resampler
@@ -41,6 +42,9 @@ def fold(
         device: of the folded weights.
         dtype: of the folded weights.
         compute_on: device of the products, ``device`` if None: a second on a GPU, a minute on a CPU.
+
+    Raises:
+        ValueError: weights that are not finite.
     """
     config = adapter.config
     token_dim = config.resampler_dim + FOLDED_CHANNELS
@@ -54,6 +58,8 @@ def fold(
         with torch.device("meta"):
             folded = FoldedCharacterAttention(config.attention_dim, config.attention_heads, token_dim)
         state = {key: tensor.to(dtype).to(device) for key, tensor in state.items()}  # converted before leaving the GPU
+        for key, tensor in state.items():
+            check_finite(tensor, f"the adapter has weights ({key})", "its file is damaged: fetch it again")
         folded.load_state_dict(state, assign=True)
         yield folded.requires_grad_(False)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from ..values import check_number
+
+LARGEST = 10.0
+"""Greatest strength, either way; far above it FLUX's sums overflow, and the picture is black."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Strength:
         single_blocks: factor in its single blocks, 38.
 
     Raises:
-        ValueError: a value that is negative or not finite.
+        ValueError: a value that is not a number from 0 to :data:`LARGEST`.
     """
 
     start: float
@@ -35,9 +39,7 @@ class Strength:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value < math.inf:  # false for NaN
-                raise ValueError(f"the strength's {field.name} is {value}; expected a finite number of at least 0")
+            check_number(f"the strength's {field.name}", getattr(self, field.name), 0, LARGEST)
 
     @property
     def is_constant(self) -> bool:
@@ -52,11 +54,18 @@ class Strength:
 
     def __mul__(self, factor: float) -> Strength:
         """The strength, multiplied at all steps."""
+        check_number("a strength's factor", factor, 0, LARGEST)
         return replace(self, start=self.start * factor, middle=self.middle * factor, end=self.end * factor)
 
 
 Scale: TypeAlias = "float | Strength"
 """A character's strength: one number, or one that changes."""
+
+
+def check_scale(name: str, scale: Any) -> None:
+    """Raise ``ValueError`` unless a value is a :class:`Strength`, or a number of at most :data:`LARGEST` either way."""
+    if not isinstance(scale, Strength):
+        check_number(name, scale, -LARGEST, LARGEST)
 
 
 def scales_at(scale: Scale, progress: float) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from ..values import shown
 from .sizes import tensors_of
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -21,6 +22,18 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def as_device(device: str | torch.device | None) -> torch.device:
+    """A device by its name; :func:`default_device` if not given.
+
+    Raises:
+        ValueError: no device that torch knows.
+    """
+    try:
+        return default_device() if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {shown(device)}; expected one of torch's, such as 'cuda' or 'cpu'") from error
 
 
 def shares_memory(device: torch.device) -> bool:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from ..values import check_choice, check_count, check_number, is_number, shown
 from .sizes import GIB, OUTSIDE_THE_PIPELINE, PHASES, RELEASED, SLOTS, TILED_ACTIVATION_BYTES, ComponentSizes, Phase
 
 Strategy = Literal["auto", "none", "model", "stream", "sequential"]
@@ -31,6 +32,9 @@ MAX_PINNED_FRACTION = 0.85
 """Fraction of host memory that may be pinned."""
 REDUCTION = 0.8
 """Fraction of a plan's predicted peak that the next smaller plan may use."""
+
+MAX_BYTES, MAX_COUNT = 2**50, 2**20
+"""Most memory, and most pixels of a side or pictures, that a plan is computed for."""
 
 
 @dataclass(frozen=True)
@@ -199,17 +203,20 @@ def plan(
             as in :class:`MemoryPlan`, whether the plan fits or not.
 
     Raises:
-        ValueError: another strategy, sizes that are not positive, or too little memory for any plan.
+        ValueError: another strategy, sizes that are no positive numbers, or too little memory for any plan.
     """
-    resolution = (resolution, resolution) if isinstance(resolution, int) else resolution
-    if strategy not in STRATEGIES:
-        raise ValueError(f"offload strategy {strategy!r}; expected one of {', '.join(STRATEGIES)}")
-    if min(vram_bytes, ram_bytes, batch, *resolution) <= 0:
-        raise ValueError(
-            f"{vram_bytes} bytes of GPU memory, {ram_bytes} of host memory, resolution {resolution}, batch {batch}; "
-            "expected positive numbers"
-        )
-    empty = MemoryPlan("stream", components, resolution, batch, vram_bytes, ram_bytes)
+    check_choice("the offload strategy", strategy, STRATEGIES)
+    if not isinstance(components, Mapping) or "transformer" not in components:
+        raise ValueError(f"components is {shown(components)}; expected the sizes of models, FLUX's among them")
+    sides: Any = [resolution, resolution] if is_number(resolution) else resolution
+    if not isinstance(sides, (list, tuple)) or len(sides) != 2:
+        raise ValueError(f"resolution is {shown(resolution)}; expected width and height in pixels")
+    for name, size in (("vram_bytes", vram_bytes), ("ram_bytes", ram_bytes)):
+        check_number(name, size, 1, MAX_BYTES)
+    for name, count in (("width", sides[0]), ("height", sides[1]), ("batch", batch)):
+        check_count(name, count, 1, MAX_COUNT)
+    width, height = sides
+    empty = MemoryPlan("stream", components, (width, height), batch, vram_bytes, ram_bytes)
     if strategy == "none":
         return dataclasses.replace(empty, strategy="none", resident_components=frozenset(components))
     if strategy == "stream":
@@ -219,7 +226,7 @@ def plan(
     found = _streaming(empty)
     if not found.fits:
         raise ValueError(
-            f"{_gib(vram_bytes)} of GPU memory are too little: {resolution[0]}×{resolution[1]}, {batch} at once, takes "
+            f"{_gib(vram_bytes)} of GPU memory are too little: {width}×{height}, {batch} at once, takes "
             f"{_gib(vram_for(found.predicted_peak))} at the least. Draw smaller or fewer pictures, store FLUX in "
             'fp8, or try strategy "sequential".'
         )

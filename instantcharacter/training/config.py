@@ -81,6 +81,7 @@ class TrainingConfig:
         workers: threads that read and decode.
         log_every: steps between two entries in TensorBoard.
         save_every: steps between two states to resume from; the end writes one, too.
+        keep_states: how many states stay on disk; if the newest is broken, the training goes on from the one before.
         previews: pictures to generate for TensorBoard.
         preview_every: steps between two times that previews are generated.
         preview_steps: denoising steps of a preview.
@@ -117,6 +118,7 @@ class TrainingConfig:
     workers: int = 4
     log_every: int = 50
     save_every: int = 1000
+    keep_states: int = 2
     previews: tuple[Preview, ...] = ()
     preview_every: int = 1000
     preview_steps: int = 28
@@ -129,7 +131,7 @@ class TrainingConfig:
         if self.resolution % 16 or self.resolution < 16:
             raise ValueError(f"resolution is {self.resolution}; expected a multiple of 16")
         counts = ("steps", "batch_size", "accumulate", "workers")
-        every = ("log_every", "save_every", "preview_every", "preview_steps")
+        every = ("log_every", "save_every", "keep_states", "preview_every", "preview_steps")
         _check(self, counts + every, lambda value: value >= 1, "at least 1")
         amounts = ("learning_rate", "warmup", "weight_decay", "guidance", "held_gib")
         _check(self, amounts, lambda value: 0 <= value < math.inf, "0 or more")

@@ -10,6 +10,7 @@ from diffusers import FluxTransformer2DModel
 from tqdm import tqdm
 
 from ..model.adapter import CharacterAdapter
+from .checkpoint import check_output
 from .config import TrainingConfig
 from .data.cache import MemoryCache
 from .data.examples import Examples, new_memory_cache
@@ -28,10 +29,14 @@ def train(*stages: TrainingConfig, on_step: OnStep | None = None) -> Path:
         The last stage's adapter file.
 
     Raises:
-        FileNotFoundError, ValueError: models or samples are missing or not of the expected kind.
+        FileNotFoundError, ValueError: models or samples are missing or not of the expected kind, or a loss or a weight
+            is not finite; the last good states stay.
+        OSError: an output cannot be written, or has an adapter of another origin.
         RuntimeError: the GPU's memory is too small.
         KeyboardInterrupt: it was interrupted; the state is saved.
     """
+    for config in stages:
+        check_output(config.output, config.keep_states)
     memory: MemoryCache | None = None
     try:
         for config in stages:

@@ -64,7 +64,9 @@ class Trainer:
             raise ValueError("cuda_graph records what one process does: leave it out with several")
         disable_fsdp_input_casting(accelerator)
         flow = CharacterFlow(transformer, adapter, config.checkpointing)
-        self._checkpoint = Checkpoint(config.output, adapter.config, names_in_adapter(flow, adapter))
+        self._checkpoint = Checkpoint(
+            config.output, config.keep_states, adapter.config, names_in_adapter(flow, adapter)
+        )
         optimizer = new_optimizer([p for p in flow.parameters() if p.requires_grad], config)
         self._flow, self._optimizer = accelerator.prepare(flow, optimizer)
         self._module = accelerator.unwrap_model(self._flow)
@@ -82,6 +84,7 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: it was interrupted; the state is saved.
+            ValueError: a loss or a weight is not finite; the last good states stay.
         """
         config, accelerator, progress = self._config, self._accelerator, self._progress
         accelerator.init_trackers("tensorboard")
@@ -102,6 +105,8 @@ class Trainer:
                     self._save()
                 if stop:
                     raise KeyboardInterrupt
+        if not self._in_all_processes(self._checkpoint.is_complete):
+            self._save()
         for tracker in accelerator.trackers:
             tracker.finish()
         return self._checkpoint.adapter
@@ -166,12 +171,29 @@ class Trainer:
 
     def _log(self) -> float:
         """Log the mean losses since the last call; returns the mean of all."""
+        self._check_finite()
         means = mean_losses(self._accelerator.reduce(self._losses.sums, "sum"))
         self._losses.sums.zero_()
         self._accelerator.log({**means, "bad samples": len(self._examples.tally.bad)}, self._progress.step)
         return means["loss"]
 
+    def _check_finite(self) -> None:
+        """Raise ``ValueError`` in every process unless all losses since the last log, and all weights, are finite."""
+        local = [getattr(weight, "to_local", lambda weight=weight: weight)() for weight in self._trained]  # FSDP's part
+        finite = torch.stack([tensor.isfinite().all() for tensor in (self._losses.sums, *local)]).all()
+        if not self._in_all_processes(bool(finite)):
+            raise ValueError(
+                f"a loss or a weight is not finite at step {self._progress.step}: the training diverged. The states in "
+                f"{self._config.output} are of earlier steps, all finite. Lower learning_rate "
+                f"({self._config.learning_rate:g}) or clip ({self._config.clip:g}), and run the same command again."
+            )
+
+    def _in_all_processes(self, condition: bool) -> bool:
+        gathered: Tensor = self._accelerator.gather(torch.tensor([condition], device=self._accelerator.device))
+        return bool(gathered.all())
+
     def _save(self) -> None:
+        self._check_finite()
         progress = replace(self._progress, average=self._average.values, losses=self._losses.sums)
         self._checkpoint.save(self._accelerator, self._module, self._optimizer.optimizer, progress)
 

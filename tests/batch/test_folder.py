@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 
 import pytest
 from PIL import Image
 
-from instantcharacter.batch.folder import STALE, OutputFolder
+from instantcharacter.batch.folder import OutputFolder
 
 RED = Image.new("RGB", (16, 16), "red")
 
@@ -84,15 +82,3 @@ def test_half_a_line_of_a_killed_process_is_no_entry(folder, jobs):
     (log,) = folder.cache.glob("*.jsonl")
     log.write_text(log.read_text() + '{"output": "0003.png", "sec')
     assert [entry["line"] for entry in folder.entries(jobs)] == [1]
-
-
-def test_partial_files_of_killed_processes_are_removed_and_newer_ones_are_not(folder):
-    folder.path.mkdir()
-    old, new = (folder.path / f".{name}.png.part" for name in ("old", "new"))
-    for partial in (old, new):
-        partial.touch()
-    long_ago = time.time() - STALE - 1
-    os.utime(old, (long_ago, long_ago))
-    folder.open({})
-    assert not old.exists()
-    assert new.exists()

@@ -7,7 +7,7 @@ from support import pictures
 from support.pictures import BLACK, RED, WHITE, same
 
 from instantcharacter.character.image import crops, cut_out, prepare_reference
-from instantcharacter.files.pictures import to_square
+from instantcharacter.files.pictures import LARGEST, to_square
 
 
 @pytest.fixture
@@ -35,6 +35,14 @@ def test_mask_cuts_out_on_white_with_a_margin():
     red = [(x, y) for x in range(24) for y in range(24) if square.getpixel((x, y)) == RED]
     assert (min(red), max(red), len(red)) == ((7, 2), (16, 21), 200)
     assert square.getpixel((0, 0)) == WHITE
+
+
+def test_square_with_its_margin_is_within_the_limit():
+    mask = Image.new("L", (4000, 20), 255)
+    for margin in (0.0, 0.05, 0.5, 1.0):
+        square = cut_out(Image.new("RGB", (4000, 20), RED), mask, margin)
+        assert LARGEST - 3 <= square.width <= LARGEST or margin == 0.0
+        assert square.getpixel((square.width // 2, square.width // 2)) == RED
 
 
 def test_transparent_parts_of_a_mask_take_away():

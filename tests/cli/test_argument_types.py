@@ -7,7 +7,7 @@ import pytest
 from support import recorded
 
 from instantcharacter import Strength
-from instantcharacter.cli.argument_types import axis, file_name, lora, number, scale, size, whole_number
+from instantcharacter.cli.argument_types import axis, file_name, lora, number, prompt, scale, size, whole_number
 
 
 @pytest.mark.parametrize(("text", "value"), [("64", (64, 64)), ("64x128", (64, 128)), ("1024X768", (1024, 768))])
@@ -15,7 +15,10 @@ def test_size_is_width_and_height_or_a_square(text, value):
     assert size(text) == value
 
 
-@pytest.mark.parametrize("text", ["100x100", "big", "0", "64x", "64x64x64", "-64", "x"])
+@pytest.mark.parametrize(
+    "text",
+    ["100x100", "big", "0", "64x", "64x64x64", "-64", "x", "0x0", "16384x16400", "9" * 5000, "\u0661\u0666", "16.0"],
+)
 def test_other_sizes_are_refused(text):
     with pytest.raises(ArgumentTypeError, match="expected WIDTHxHEIGHT"):
         size(text)
@@ -56,6 +59,19 @@ def test_numbers_outside_of_their_bounds_are_refused():
             parse(text)
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "1e30", "9" * 5000, "a", "", "1.5x"])
+def test_what_is_no_number_is_refused_with_the_bounds(text):
+    for parse, expected in ((number(0, 10), "a number, 0 to 10"), (whole_number(1, 3), "a whole number, 1 to 3")):
+        with pytest.raises(ArgumentTypeError, match=f"^'.{{0,99}}': expected {expected}$"):
+            parse(text)
+
+
+def test_prompt_is_a_text_in_utf_8():
+    assert prompt("a fox \N{FOX FACE}\n") == "a fox \N{FOX FACE}\n"
+    with pytest.raises(ArgumentTypeError, match="expected a text in UTF-8"):
+        prompt("a \udcff")
+
+
 def test_unknown_model_file_is_refused_with_the_known_names():
     assert file_name("siglip") == "siglip"
     with pytest.raises(ArgumentTypeError, match="expected one of flux, clip_l"):
@@ -78,6 +94,9 @@ def test_unknown_model_file_is_refused_with_the_known_names():
         "--guidance -1",
         "--seed -1",
         "--lora a:nan",
+        "--guidance inf",
+        "--seed 1e30",
+        "--size 0x0",
         "--grid steps=4,8",
         "--grid scale",
         "--grid seed=1.5",

@@ -64,7 +64,7 @@ def test_good_lines_are_generated_if_bad_ones_are_to_be_skipped(batch, capsys):
     printed = capsys.readouterr()
     assert status == 1
     assert [path.name for path in sorted(output.glob("*.png"))] == ["0001.png", "0003.png"]
-    assert "jobs.jsonl:2: size 10x10: expected" in printed.err
+    assert "jobs.jsonl:2: size '10x10': expected" in printed.err
     assert printed.out.endswith(f"2 of 3 pictures are in {output / 'index.html'}\n")
 
 

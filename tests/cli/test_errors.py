@@ -11,6 +11,7 @@ from instantcharacter.cli.errors import hub_errors, one_line
         (ValueError("\n  first \nsecond"), "first"),
         (ValueError(), "ValueError"),
         (FileNotFoundError(2, "No such file or directory", "gone.png"), "No such file or directory: gone.png"),
+        (FileNotFoundError(2, "Not there", "a\nb\x1b[31m\udcff"), r"Not there: a\nb\x1b[31m\udcff"),
         (RuntimeError("CUDA out of memory."), "CUDA out of memory. Try --vram with less, --offload sequential, or"),
     ],
 )

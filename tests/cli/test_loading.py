@@ -113,6 +113,12 @@ def test_device_and_dtype_suit_the_machine(monkeypatch, available, named, device
     assert choose_dtype("float16", torch.device(device)) == torch.float16
 
 
+@pytest.mark.parametrize("named", ["meta", "cuda:9", "xpu", "paper", ""])
+def test_device_that_the_machine_does_not_have_is_refused(named):
+    with pytest.raises(ValueError, match="--device .* no such device here .* expected cpu, cuda or mps"):
+        choose_device(named)
+
+
 @pytest.mark.parametrize("option", ["--siglip", "--dinov2", "--model"])
 def test_unreachable_repository_is_named(generate, error_line, option):
     assert generate("--reference", recorded.PICTURE, option, "nobody/nothing")[0] == 2

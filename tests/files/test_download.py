@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from packaging.version import Version
-from support.loopback_hub import Hub, serving
+from support.loopback_hub import Hub, connect, serving
 
 from instantcharacter.cli.main import main
 from instantcharacter.files import folders as model_folders_module
@@ -31,20 +31,8 @@ TELLS_PROGRESS = Version(huggingface_hub.__version__) >= Version("1.2")
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Hub:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
     with serving() as hub:
-        for module in (huggingface_hub.constants, huggingface_hub.file_download):
-            if hasattr(module, "ENDPOINT"):
-                monkeypatch.setattr(module, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (huggingface_hub.constants, huggingface_hub.file_download):
-            if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
-                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        connect(hub, monkeypatch, tmp_path / "cache")
         for file in FILES.values():
             hub.files[file.repo, file.path] = CONTENT
         yield hub

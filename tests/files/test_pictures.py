@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -9,7 +11,16 @@ from PIL import Image
 from support import pictures
 from support.pictures import BLACK, RED, WHITE, same
 
-from instantcharacter.files.pictures import LARGEST, open_mask, open_picture, thumbnail, to_square
+from instantcharacter.files.pictures import (
+    FULL_PIXELS,
+    LARGEST,
+    MAX_PIXELS,
+    MAX_SIDE,
+    open_mask,
+    open_picture,
+    thumbnail,
+    to_square,
+)
 
 
 @pytest.fixture
@@ -205,3 +216,92 @@ def test_thumbnail_is_a_white_square():
     small = thumbnail(Image.new("RGB", (64, 32), RED))
     assert small.size == (256, 256)
     assert (small.getpixel((128, 128)), small.getpixel((128, 10))) == (RED, WHITE)
+
+
+# Large pictures
+
+
+def test_large_picture_is_halved_and_stays_upright_and_the_same(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = Image.linear_gradient("L").resize((5002, 5001))
+    large.save(tmp_path / "a.jpg", exif=exif)
+    assert large.width * large.height > FULL_PIXELS
+    opened = open_picture(tmp_path / "a.jpg")
+    assert opened.size == (2501, 2501)
+    upright = large.transpose(Image.Transpose.ROTATE_270)
+    for x, y in ((3, 900), (1200, 5), (2400, 2400)):
+        assert abs(opened.getpixel((x, y))[0] - upright.getpixel((2 * x, 2 * y))) <= 3
+
+
+def test_strips_are_joined_without_a_seam():
+    array = np.random.default_rng(0).integers(0, 255, (2300, 1100, 4), dtype=np.uint8)  # of 909 rows
+    whole = Image.alpha_composite(Image.new("RGBA", (1100, 2300), WHITE), Image.fromarray(array)).convert("RGB")
+    assert same(open_picture(array), whole)
+    assert same(open_picture(Image.fromarray(array)), whole)
+
+
+@pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (MAX_PIXELS // 1000 + 1, 1000)])
+def test_pictures_above_the_limits_are_refused_with_them(size, tmp_path):
+    Image.new("1", size).save(tmp_path / "large.png")
+    for picture in (tmp_path / "large.png", Image.new("1", size), np.broadcast_to(np.uint8(0), size[::-1])):
+        with pytest.raises(ValueError, match=f"{size[0]}×{size[1]} pixels; expected at most 65535 a side and 64 mill"):
+            open_picture(picture)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from instantcharacter.character.image import crops, prepare_reference
+
+def memory(name):
+    return int(Path("/proc/self/status").read_text().split(name)[1].split()[0]) / 1024
+
+for path in sys.argv[1:]:
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS:")
+    crops(prepare_reference(path, path, keep="white")[0])
+    assert memory("VmHWM:") - before < 500, path
+"""
+"""The peak of each picture's memory, prepared with itself as a mask."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_preparing_any_picture_takes_less_than_500_mb(tmp_path):
+    white = {
+        "thin.png": Image.new("RGB", (65_000, 1), WHITE),
+        "16 bits.png": Image.fromarray(np.full((8000, 8000), 65535, np.uint16)),
+        "transparent.png": Image.new("RGBA", (8000, 8000), (*WHITE, 200)),
+    }
+    paths = [tmp_path / name for name in white]
+    for path in paths:
+        white[path.name].save(path, compress_level=1)
+    run = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+# Files that are none
+
+
+def test_a_postscript_file_is_not_run(gradient, tmp_path):
+    gradient.save(tmp_path / "a.eps")
+    with pytest.raises(ValueError, match="an EPS is a program, which is not run"):
+        open_picture(tmp_path / "a.eps")
+
+
+@pytest.mark.parametrize("transparency", ["x", b"", b"\0" * 300, (0, 0, 0)])
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_broken_transparency_is_one_sentence(mode, transparency):
+    image = Image.new(mode, (3, 2))
+    image.info["transparency"] = transparency
+    try:
+        assert open_picture(image).size == (3, 2)
+    except ValueError as error:
+        assert "is not a picture that can be read" in str(error)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(4, 4, device="meta"), torch.ones(4, 4).to_sparse()])
+def test_tensors_without_values_are_refused(tensor):
+    with pytest.raises(ValueError, match="without plain values is not a picture"):
+        open_picture(tensor)

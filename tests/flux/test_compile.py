@@ -96,8 +96,12 @@ def test_fp8_storage_is_not_compiled_and_says_so(pipeline, caplog):
 
 def test_errors_of_flux_itself_are_raised(pipeline, character):
     pipeline.enable_character_compile()
-    with pytest.raises(RuntimeError):
-        generate(pipeline, subject_image=character, prompt_embeds=torch.randn(1, 10, 63))
+    block = pipeline.transformer.transformer_blocks[0]
+    narrower = block.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "encoder_hidden_states": torch.randn(1, 10, 63)}), with_kwargs=True
+    )
+    with narrower, pytest.raises(RuntimeError):
+        generate(pipeline, subject_image=character)
 
 
 # One block alone

@@ -90,9 +90,41 @@ def test_only_characters_of_one_adapter_and_size_are_mixed(character):
         character.mix(Character(character.fused, "0" * 32), 0.5)
     with pytest.raises(ValueError, match="feature tokens, and cannot be mixed"):
         character.mix(Character(torch.cat([character.fused] * 2, dim=1), character.fingerprint), 0.5)
-    for weight in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="expected 0 to 1"):
+    for weight in (-0.1, 1.1, float("nan"), "0.5", None):
+        with pytest.raises(
+            ValueError, match="weight of the second character is .*; expected a finite number from 0 to 1"
+        ):
             character.mix(character, weight)
+    with pytest.raises(ValueError, match="mixed with a Tensor .*; expected another character"):
+        character.mix(character.fused, 0.5)
+
+
+def test_thumbnails_of_other_sizes_and_modes_are_mixed(character):
+    other = Character(character.fused, character.fingerprint, Image.new("L", (9, 5)))
+    character.thumbnail = Image.new("RGB", (8, 8), "white")
+    assert character.mix(other, 0.5).thumbnail.size == (8, 8)
+    other.thumbnail = Image.new("RGB", (0, 4))
+    assert character.mix(other, 0.5).thumbnail is character.thumbnail
+
+
+@pytest.mark.parametrize(
+    "fused",
+    [
+        *[torch.zeros(shape) for shape in ((0, 3, 80), (2, 3, 80), (1, 0, 80), (3, 80))],
+        *[torch.full((1, 3, 80), value) for value in (float("nan"), float("inf"), 1e30)],
+        *[torch.zeros(1, 3, 80, dtype=torch.int64), torch.zeros(1, 3, 80, device="meta"), None, [[[0.0]]]],
+    ],
+)
+def test_features_of_another_shape_or_kind_or_not_finite_are_refused(fused):
+    with pytest.raises(ValueError, match="a character's features"):
+        Character(fused, "0" * 32)
+
+
+def test_features_that_changed_in_place_are_refused_when_they_are_used(character):
+    character.fused = character.fused.clone()
+    character.fused[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="a character's features has values from nan to nan; expected finite ones"):
+        character.check_made_by(character.fingerprint)
 
 
 def test_character_of_no_picture_is_refused(adapter):
@@ -160,7 +192,7 @@ def test_several_pictures_at_once_are_refused(adapter):
 def test_fused_features_of_another_shape_or_dtype_are_refused(tmp_path, fused):
     metadata = {"format": "instantcharacter.character", "fingerprint": "0" * 32}
     save_file({"fused": fused}, tmp_path / "fox.safetensors", metadata)
-    with pytest.raises(ValueError, match=r"fox.safetensors has fused features .*expected \[1, tokens, width\]"):
+    with pytest.raises(ValueError, match=r"fox.safetensors is damaged: .*expected a tensor \[1, any, any\]"):
         Character.load(tmp_path / "fox.safetensors")
 
 

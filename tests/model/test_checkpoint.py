@@ -238,7 +238,7 @@ def test_interrupted_saving_leaves_the_old_file(tmp_path, adapter, monkeypatch):
         partial.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instantcharacter.model.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("instantcharacter.files.writing.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         adapter.save(path)
     assert path.read_bytes() == before

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from instantcharacter import Strength
@@ -43,8 +45,10 @@ def test_it_has_an_effect_unless_it_is_zero_everywhere(scale, expected):
 
 
 @pytest.mark.parametrize("name", ["start", "middle", "end", "double_blocks", "single_blocks"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
-def test_values_that_are_negative_or_not_finite_are_refused(name, value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1e30, "0.9", None, True])
+def test_values_that_are_no_strength_are_refused(name, value):
     values = {"start": 1.0, "middle": 1.0, "end": 1.0, name: value}
-    with pytest.raises(ValueError, match=f"strength's {name} is {value}; expected a finite number of at least 0"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"strength's {name} is {value!r}; expected a finite number from 0 to 10")
+    ):
         Strength(**values)

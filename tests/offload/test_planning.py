@@ -10,6 +10,8 @@ import pytest
 from instantcharacter.offload import GIB, RELEASED, MemoryPlan, ModuleSize, plan
 from instantcharacter.offload.planning import spread
 
+NAN, INF = float("nan"), float("inf")
+
 
 @pytest.mark.parametrize(
     ("gib", "strategy", "streamed"),
@@ -76,9 +78,17 @@ def test_too_little_host_memory_is_not_pinned():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"strategy": "fast"}, "expected one of auto, none"), ({"vram_bytes": 0}, "positive"), ({"batch": 0}, "positive"),
-     ({"resolution": (0, 1024)}, "positive")],
-)  # fmt: skip
+    [
+        ({"strategy": "fast"}, "expected one of auto, none"),
+        ({"strategy": None}, "expected one of auto, none"),
+        *[({"vram_bytes": value}, "vram_bytes is .*; expected a finite number from 1") for value in (0, NAN, "24")],
+        *[({"ram_bytes": value}, "ram_bytes is .*; expected a finite number from 1") for value in (-1, INF, None)],
+        *[({"batch": value}, "batch is .*; expected a whole number from 1") for value in (0, 1.5, 10**400)],
+        *[({"resolution": (value, 1024)}, "width is .*; expected a whole number") for value in (0, NAN, "1024")],
+        *[({"resolution": value}, "resolution is .*; expected width and height") for value in ((1024,), "1024", None)],
+        *[({"components": value}, "expected the sizes of models") for value in ({}, None, [])],
+    ],
+)
 def test_senseless_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         plan(**settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from json import loads
 
 import numpy as np
 import torch
@@ -88,4 +89,60 @@ class TestAlive:
         return {"ui": {"alive": [sum(type(thing).__name__ == name for thing in gc.get_objects())]}}
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestTextEncode, TestOtherModel, TestLoadImage, TestAlive)}
+class Any(str):
+    """A type that every link fits."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+class TestValue:
+    """A value that no node should pass on: numbers, texts and tensors of any kind, as links."""
+
+    CATEGORY = "tests"
+    FUNCTION = "make"
+    RETURN_TYPES = (Any("*"),)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"json": ("STRING", {})}}
+
+    def make(self, json: str) -> tuple:
+        return (_value(loads(json)),)
+
+
+def _value(spec: object) -> object:
+    """``{"tensor": shape, "dtype": name, "fill": number}`` as a tensor, wherever it is in a value."""
+    if isinstance(spec, dict) and "tensor" in spec:
+        return torch.full(spec["tensor"], spec["fill"]).to(getattr(torch, spec["dtype"]))
+    if isinstance(spec, dict):
+        return {key: _value(value) for key, value in spec.items()}
+    return [_value(value) for value in spec] if isinstance(spec, list) else spec
+
+
+class TestSink:
+    """An output node for any value: of a tensor, whether it is finite, its shape, its mean and its deviation."""
+
+    CATEGORY = "tests"
+    FUNCTION = "show"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"value": (Any("*"), {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: dict) -> bool:
+        return True
+
+    def show(self, value: object) -> dict:
+        if not isinstance(value, torch.Tensor):
+            return {"ui": {"shown": [type(value).__name__]}}
+        value = value.float()
+        hashed = hashlib.sha256(value.numpy().tobytes()).hexdigest()
+        return {"ui": {"shown": [bool(value.isfinite().all()), list(value.shape), value.std().item(), hashed]}}
+
+
+NODES = (TestTextEncode, TestOtherModel, TestLoadImage, TestAlive, TestValue, TestSink)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}

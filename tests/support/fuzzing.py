@@ -6,13 +6,17 @@ the caller is *raw*. The counts reach the end of the test run through the proper
 
 from __future__ import annotations
 
+import io
 import signal
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
+
+from instantcharacter.cli import main as command_line
 
 Outcome = Literal["right", "clear", "raw", "wrong", "hang"]
 OUTCOMES: tuple[Outcome, ...] = ("right", "clear", "raw", "wrong", "hang")
@@ -23,6 +27,46 @@ LIMIT = 10.0
 
 class Hang(BaseException):
     """Raised in code that runs for longer than :data:`LIMIT`; no handler of ``Exception`` catches it."""
+
+
+class Refused(Exception):
+    """A command line printed one line of error, about its words or about a file as the system has it."""
+
+
+def run_command(arguments: Sequence[str]) -> str:
+    """What a command line prints, run in this process as ``python -m instantcharacter`` runs it.
+
+    Raises:
+        Refused: it ended with the status of an error and one line that says why.
+        Exception: the error behind that line, which may be raw, if it is neither argparse's nor the system's.
+        AssertionError: any other end.
+    """
+    errors: list[Exception] = []
+    in_one_line = command_line.one_line
+
+    def one_line(error: Exception) -> str:
+        errors.append(error)
+        return in_one_line(error)
+
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", mode, write_through=True) for mode in ("strict", "backslashreplace")
+    )
+    with mock.patch.object(command_line, "one_line", one_line), redirect_stdout(out), redirect_stderr(err):
+        try:
+            status: Any = command_line.main(arguments)
+        except SystemExit as stop:
+            status = stop.code
+    printed, on_stderr = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    if status == 0:
+        return printed
+    lines = [line for line in on_stderr.splitlines() if "error: " in line]
+    assert status in (1, 2), f"status {status}: {on_stderr}"
+    assert len(lines) == 1, f"{len(lines)} lines of error: {on_stderr}"
+    assert not errors or on_stderr.splitlines()[-1] == lines[0], f"more lines than one: {on_stderr}"
+    assert "Traceback" not in on_stderr, on_stderr
+    if errors and not is_raised_by_the_pack(errors[0]) and getattr(errors[0], "filename", None) is None:
+        raise errors[0]
+    raise Refused(lines[0])
 
 
 class Outcomes:
@@ -44,7 +88,10 @@ class Outcomes:
             call: hands the input to the pack.
             is_right: whether the result of a call without an error is what the input asks for.
         """
-        outcome, detail = outcome_of(call, is_right)
+        return self.count(*outcome_of(call, is_right))
+
+    def count(self, outcome: Outcome, detail: str) -> Outcome:
+        """Count an outcome that was found elsewhere, and fail as :meth:`judge` does."""
         self.counts[outcome] += 1
         known = outcome == "raw" and any(part in detail for part in self.accepted_raw)
         assert outcome in ("right", "clear") or known, f"{outcome}: {detail}"
@@ -65,10 +112,13 @@ def outcome_of(call: Callable[[], Any], is_right: Callable[[Any], bool]) -> tupl
 
 def is_clear(error: BaseException) -> bool:
     """Whether the pack raised an error itself, with a message that can be printed."""
-    raised_by = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     message = str(error)
     can_be_logged = not any("\ud800" <= letter <= "\udfff" for letter in message)
-    return raised_by.is_relative_to(PACKAGE) and bool(message.strip()) and can_be_logged
+    return isinstance(error, Refused) or (is_raised_by_the_pack(error) and bool(message.strip()) and can_be_logged)
+
+
+def is_raised_by_the_pack(error: BaseException) -> bool:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
 
 
 @contextmanager

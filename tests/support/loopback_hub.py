@@ -7,6 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
 
 
 class Hub:
@@ -18,6 +22,10 @@ class Hub:
         error_code: the hub's word for it (``X-Error-Code``), by repo.
         cut_after: bytes of a content after which the connection is cut, once.
         announced: a size to announce in place of the real one.
+        sent: a content to send in place of the announced one.
+        location: where to send the client on to, in place of an answer.
+        etag: announced in place of the content's SHA-256.
+        pause: seconds before each block of 8 KiB.
         tokens: the ``Authorization`` of each request.
         ranges: the ``Range`` of each request for content.
     """
@@ -28,9 +36,28 @@ class Hub:
         self.error_code: dict[str, str] = {}
         self.cut_after: int | None = None
         self.announced: int | None = None
+        self.sent: bytes | None = None
+        self.location: str | None = None
+        self.etag: str | None = None
+        self.pause = 0.0
         self.tokens: list[str | None] = []
         self.ranges: list[str | None] = []
         self.url = ""
+
+
+def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path, chunk: int = 64 * 1024) -> None:
+    """Have huggingface_hub's client of this process ask the hub, in blocks of so many bytes."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", chunk)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (huggingface_hub.constants, huggingface_hub.file_download):
+        for name, value in (("ENDPOINT", hub.url), ("HUGGINGFACE_CO_URL_TEMPLATE", template)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
 
 
 @contextmanager
@@ -54,12 +81,15 @@ def serving() -> Iterator[Hub]:
             parts = self.path.strip("/").split("/")
             repo, path = "/".join(parts[:2]), "/".join(parts[4:])
             content = hub.files.get((repo, path))
+            if hub.location is not None:
+                self.head(302, 0, {"Location": hub.location})
+                return
             status = hub.status.get(repo, 404 if content is None else 200)
             if status != 200 or content is None:
                 code = hub.error_code.get(repo, "EntryNotFound" if status == 404 else "")
                 self.head(status, 0, {"X-Error-Code": code} if code else {})
                 return
-            etag = hashlib.sha256(content).hexdigest()
+            etag = hub.etag or hashlib.sha256(content).hexdigest()
             first = 0
             if body:
                 hub.ranges.append(self.headers.get("Range"))
@@ -71,7 +101,7 @@ def serving() -> Iterator[Hub]:
                 headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
             self.head(206 if first else 200, size - first, headers)
             if body:
-                self.send(content[first:])
+                self.send((content if hub.sent is None else hub.sent)[first:])
 
         def head(self, status: int, length: int, headers: dict[str, str]) -> None:
             self.send_response(status)
@@ -82,7 +112,9 @@ def serving() -> Iterator[Hub]:
 
         def send(self, content: bytes) -> None:
             cut, hub.cut_after = hub.cut_after, None
-            self.wfile.write(content[:cut])
+            for start in range(0, len(content[:cut]), 8192):
+                threading.Event().wait(hub.pause)  # tests replace time.sleep
+                self.wfile.write(content[:cut][start : start + 8192])
             if cut is not None or hub.announced:
                 self.wfile.flush()
                 self.close_connection = True

@@ -20,7 +20,7 @@ from support import training_world as world
 from support.training_world import equal, weights
 
 from instantcharacter import CharacterAdapter
-from instantcharacter.training import Preview, launch, train
+from instantcharacter.training import Preview, launch, train, trainer
 from instantcharacter.training.data import cache
 from instantcharacter.training.data.examples import Examples
 from instantcharacter.training.flow import zero_values
@@ -206,6 +206,30 @@ def test_every_saved_state_comes_with_an_adapter_that_loads(config):
     read()
     assert len(saved) == 2
     assert not equal(*saved)
+
+
+@pytest.mark.parametrize("where", ["the loss", "the gradient"])
+@pytest.mark.parametrize("log_every", [1, 100])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_training_that_diverges_stops_with_its_last_good_states(config, monkeypatch, where, log_every, bad):
+    """At its third step; the second has a state."""
+    train(replace(config, steps=2))
+    before = {path.name: path.read_bytes() for path in config.output.iterdir() if path.is_file()}
+    real = trainer.velocity_losses
+
+    def diverging(*tensors):
+        losses = real(*tensors)
+        if where == "the loss":
+            return losses * bad
+        losses.register_hook(lambda gradient: gradient * bad)
+        return losses
+
+    monkeypatch.setattr(trainer, "velocity_losses", diverging)
+    with pytest.raises(ValueError, match="not finite at step .* Lower learning_rate"):
+        train(replace(config, log_every=log_every))
+    assert before == {path.name: path.read_bytes() for path in config.output.iterdir() if path.is_file()}
+    monkeypatch.undo()
+    assert all(weight.isfinite().all() for weight in weights(train(config)).values())
 
 
 def test_a_state_of_other_sizes_is_refused(config):

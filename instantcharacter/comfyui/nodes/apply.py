@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from .types import CATEGORY, CharacterType, fraction_input, scale_input, strength_input
+from .types import CATEGORY, CharacterType, Node, fraction_input, scale_input, strength_input
 
 if TYPE_CHECKING:
     from ...model.strength import Strength
     from ..hosting import HostedCharacter
 
 
-class Apply(io.ComfyNode):
+class Apply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -49,7 +49,7 @@ class Apply(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model: Any,
         character: HostedCharacter,
@@ -60,12 +60,10 @@ class Apply(io.ComfyNode):
         strength: Strength | None = None,
     ) -> io.NodeOutput:
         from ..conditioning import CharacterConditioning
-        from ..images import masks
         from ..model_patch import apply
 
-        region = None if mask is None else masks(mask)
         over_time = scale if strength is None else strength * scale
         conditioning = CharacterConditioning(
-            character.adapter, character.character, over_time, start_percent, end_percent, region
+            character.adapter, character.character, over_time, start_percent, end_percent, mask
         )
         return io.NodeOutput(apply(model, conditioning))

@@ -12,14 +12,14 @@ from comfy_api.latest import io, ui
 from ..folders import character_file, character_folders, characters_in, listed, listed_character
 from ..images import to_image
 from ..loading import encode
-from .types import CATEGORY, Adapter, CharacterType, Encoder, fraction_input
+from .types import CATEGORY, Adapter, CharacterType, Encoder, Node, fraction_input
 
 if TYPE_CHECKING:
     from ...model.character import Character
     from ..hosting import HostedAdapter, HostedCharacter
 
 
-class Encode(io.ComfyNode):
+class Encode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -41,11 +41,11 @@ class Encode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, encoder: Any, adapter: HostedAdapter) -> io.NodeOutput:
+    def run(cls, image: torch.Tensor, encoder: Any, adapter: HostedAdapter) -> io.NodeOutput:
         return io.NodeOutput(encode(image, encoder, adapter))
 
 
-class SaveCharacter(io.ComfyNode):
+class SaveCharacter(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -65,7 +65,7 @@ class SaveCharacter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, character: HostedCharacter, name: str, overwrite: bool) -> io.NodeOutput:
+    def run(cls, character: HostedCharacter, name: str, overwrite: bool) -> io.NodeOutput:
         from ...model.character import Character
 
         path = character_file(name)
@@ -75,7 +75,7 @@ class SaveCharacter(io.ComfyNode):
         return io.NodeOutput(ui=thumbnail_preview(character.character, cls))
 
 
-class LoadCharacter(io.ComfyNode):
+class LoadCharacter(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -102,7 +102,7 @@ class LoadCharacter(io.ComfyNode):
         return Path(folder_paths.get_full_path_or_raise("characters", name)).stat().st_mtime
 
     @classmethod
-    def execute(cls, name: str, adapter: HostedAdapter) -> io.NodeOutput:
+    def run(cls, name: str, adapter: HostedAdapter) -> io.NodeOutput:
         from ...model.character import Character
         from ..hosting import HostedCharacter
 
@@ -111,7 +111,7 @@ class LoadCharacter(io.ComfyNode):
         return io.NodeOutput(HostedCharacter(character, adapter), ui=thumbnail_preview(character, cls))
 
 
-class LoadCharacters(io.ComfyNode):
+class LoadCharacters(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -146,7 +146,7 @@ class LoadCharacters(io.ComfyNode):
         return [(name, listed_character(name).stat().st_mtime) for name in characters_in(folder)]
 
     @classmethod
-    def execute(cls, folder: str, adapter: HostedAdapter) -> io.NodeOutput:
+    def run(cls, folder: str, adapter: HostedAdapter) -> io.NodeOutput:
         from ...model.character import Character, summary
         from ..hosting import HostedCharacter
         from ..progress import show_text
@@ -163,7 +163,7 @@ class LoadCharacters(io.ComfyNode):
         return io.NodeOutput(characters, [Path(name).with_suffix("").as_posix() for name in names])
 
 
-class MixCharacters(io.ComfyNode):
+class MixCharacters(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -185,7 +185,7 @@ class MixCharacters(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, character: HostedCharacter, other: HostedCharacter, weight: float) -> io.NodeOutput:
+    def run(cls, character: HostedCharacter, other: HostedCharacter, weight: float) -> io.NodeOutput:
         mixed = character.character.mix(other.character, weight)
         return io.NodeOutput(character._replace(character=mixed), ui=thumbnail_preview(mixed, cls))
 

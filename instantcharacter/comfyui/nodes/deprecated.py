@@ -14,9 +14,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..folders import DOWNLOAD, choices, inside_models, locate, locate_flux
-from ..images import images
 from ..loading import encode, load_adapter, load_encoder, load_flux_pipeline
-from .types import CATEGORY, prompt_input, scale_input, seed_input
+from .types import CATEGORY, Node, prompt_input, scale_input, seed_input
 
 if TYPE_CHECKING:
     from ..hosting import HostedAdapter, HostedCharacter
@@ -57,7 +56,7 @@ def load_flux(paths: Mapping[str, Any]) -> HostedPipeline:
     return HostedPipeline(load_flux_pipeline(paths), "auto")
 
 
-class LoadModel(io.ComfyNode):
+class LoadModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -85,7 +84,7 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, hf_token: str, ip_adapter_name: str, cpu_offload: bool) -> io.NodeOutput:
+    def run(cls, hf_token: str, ip_adapter_name: str, cpu_offload: bool) -> io.NodeOutput:
         from ..progress import progress
 
         token = hf_token.strip()
@@ -98,7 +97,7 @@ class LoadModel(io.ComfyNode):
         return io.NodeOutput(pipe, ui=ui.PreviewText(TOKEN_WARNING) if token else None)
 
 
-class LoadModelFromLocal(io.ComfyNode):
+class LoadModelFromLocal(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         folders = "in ComfyUI's model folders"
@@ -121,7 +120,7 @@ class LoadModelFromLocal(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         base_model_path: str,
         image_encoder_path: str,
@@ -136,7 +135,7 @@ class LoadModelFromLocal(io.ComfyNode):
         )
 
 
-class Generate(io.ComfyNode):
+class Generate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side: dict[str, Any] = {"min": 256, "max": 2048, "step": 64, "tooltip": "In pixels."}
@@ -174,7 +173,7 @@ class Generate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         pipe: InstantCharPipe,
         prompt: str,
@@ -189,7 +188,7 @@ class Generate(io.ComfyNode):
         from ..init_image import Prompt
 
         generated = pipe.flux.generate(
-            None if subject_image is None else pipe.character(images(subject_image, "subject_image")),
+            None if subject_image is None else pipe.character(subject_image),
             Prompt(prompt),
             (width, height),
             num_inference_steps,

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ...files.catalog import TOY
 from ..folders import choices, listed, locate, locate_flux
 from ..loading import check_arithmetic, load_adapter, load_encoder, load_flux_pipeline, lora_file
-from .types import CATEGORY, NONE, Adapter, Encoder, FluxPipe
+from .types import CATEGORY, NONE, Adapter, Encoder, FluxPipe, Node
 
 if TYPE_CHECKING:
     from ...flux.fp8 import WeightDtype
@@ -20,7 +20,7 @@ IN_FOLDER = "from the FLUX folder"
 OFFLOAD = ["auto", "none", "model", "stream", "sequential"]
 
 
-class FluxLoader(io.ComfyNode):
+class FluxLoader(Node):
     def __init__(self) -> None:
         from ..model_cache import shared_cache
 
@@ -113,7 +113,7 @@ class FluxLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         flux: str,
         clip_l: str,
@@ -146,7 +146,7 @@ class FluxLoader(io.ComfyNode):
         return io.NodeOutput(StyledPipeline(hosted, lora_strength))
 
 
-class EncoderLoader(io.ComfyNode):
+class EncoderLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         folders = "from models/clipvision or models/clip_vision. “download” downloads it"
@@ -172,13 +172,13 @@ class EncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, siglip: str, dinov2: str) -> io.NodeOutput:
+    def run(cls, siglip: str, dinov2: str) -> io.NodeOutput:
         from ..progress import progress
 
         return io.NodeOutput(load_encoder(locate("siglip", siglip, progress()), locate("dinov2", dinov2, progress())))
 
 
-class AdapterLoader(io.ComfyNode):
+class AdapterLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -200,13 +200,13 @@ class AdapterLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: str) -> io.NodeOutput:
+    def run(cls, adapter: str) -> io.NodeOutput:
         from ..progress import progress
 
         return io.NodeOutput(load_adapter(locate("adapter", adapter, progress())))
 
 
-class ToyLoader(io.ComfyNode):
+class ToyLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -237,7 +237,7 @@ class ToyLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora_strength: float) -> io.NodeOutput:
+    def run(cls, lora_strength: float) -> io.NodeOutput:
         from ..toy import load_toy
 
         return io.NodeOutput(*load_toy(lora_strength))

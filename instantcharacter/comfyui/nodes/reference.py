@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io, ui
+from torch.nn.functional import interpolate
 
 from ...files.catalog import EXAMPLES, example
 from ..folders import background_removal_file
-from ..images import images, load_image, masks, to_image
-from .types import CATEGORY, fraction_input
+from ..images import load_image, to_batch, to_image
+from .types import CATEGORY, Node, fraction_input
 
 if TYPE_CHECKING:
     from ...character.image import Keep
     from ..reference import ReferenceFit
 
+PREVIEW = 2048
+"""Maximum side of the reference in the preview on the node; ComfyUI makes several copies of it."""
 
-class LoadExample(io.ComfyNode):
+
+class LoadExample(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -41,7 +45,7 @@ class LoadExample(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, name: str) -> io.NodeOutput:
+    def run(cls, name: str) -> io.NodeOutput:
         from ...files.pictures import open_picture
 
         path = example(name)
@@ -49,7 +53,7 @@ class LoadExample(io.ComfyNode):
         return io.NodeOutput(*load_image(path), ui=ui.PreviewImage(on_white, cls=cls))
 
 
-class PrepareReference(io.ComfyNode):
+class PrepareReference(Node):
     def __init__(self) -> None:
         from ..reference import background_removal_cache
 
@@ -105,7 +109,7 @@ class PrepareReference(io.ComfyNode):
         return f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" if file else ""
 
     @classmethod
-    def execute(
+    def run(
         cls,
         image: torch.Tensor,
         margin: float,
@@ -116,19 +120,25 @@ class PrepareReference(io.ComfyNode):
         from ..progress import progress, show_text
         from ..reference import prepare
 
-        pictures = images(image)
-        alphas: Any = [None] * len(pictures)
+        alphas: Any = [None] * len(image)
         if mask is not None:
-            mask = masks(mask)
-            if len(mask) not in (1, len(pictures)):
-                raise ValueError(f"{len(mask)} masks for {len(pictures)} pictures; expected one for all, or one each")
-            alphas = mask.expand(len(pictures), -1, -1)
+            if len(mask) not in (1, len(image)):
+                raise ValueError(f"{len(mask)} masks for {len(image)} pictures; expected one for all, or one each")
+            alphas = mask.expand(len(image), -1, -1)
         report, prepared = progress(), []
-        for i, pair in enumerate(zip(pictures, alphas)):
-            report(i, len(pictures))
+        for i, pair in enumerate(zip(image, alphas)):
+            report(i, len(image))
             prepared.append(prepare(*pair, margin, fit, keep))
         side = max(square.width for square, _ in prepared)
-        reference = torch.stack([to_image(square.resize((side, side))) for square, _ in prepared])
+        references = [square for square, _ in prepared]
+        reference = to_batch([each if each.width == side else each.resize((side, side)) for each in references])
         text = "\n".join(dict.fromkeys(description for _, description in prepared))
         show_text(cls, text)
-        return io.NodeOutput(reference, ui={**ui.PreviewImage(reference, cls=cls).as_dict(), "text": (text,)})
+        return io.NodeOutput(reference, ui={**ui.PreviewImage(preview(reference), cls=cls).as_dict(), "text": (text,)})
+
+
+def preview(batch: torch.Tensor) -> torch.Tensor:
+    """An IMAGE of squares for a preview: as it is, or shrunk to :data:`PREVIEW` pixels a side."""
+    if batch.shape[1] <= PREVIEW:
+        return batch
+    return interpolate(batch.movedim(-1, 1), (PREVIEW, PREVIEW), mode="area").movedim(1, -1)

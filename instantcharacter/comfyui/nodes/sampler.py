@@ -11,6 +11,7 @@ from .types import (
     CATEGORY,
     CharacterType,
     FluxPipe,
+    Node,
     fraction_input,
     prompt_input,
     scale_input,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..sampler import StyledPipeline
 
 
-class Sampler(io.ComfyNode):
+class Sampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -112,7 +113,7 @@ class Sampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         flux_pipe: StyledPipeline,
         prompt: str,

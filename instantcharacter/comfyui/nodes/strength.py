@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, StrengthType
+from .types import CATEGORY, Node, StrengthType
 
 
-class StrengthNode(io.ComfyNode):
+class StrengthNode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -27,9 +27,7 @@ class StrengthNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, start: float, middle: float, end: float, double_blocks: float, single_blocks: float
-    ) -> io.NodeOutput:
+    def run(cls, start: float, middle: float, end: float, double_blocks: float, single_blocks: float) -> io.NodeOutput:
         from ...model.strength import Strength
 
         return io.NodeOutput(Strength(start, middle, end, double_blocks, single_blocks))

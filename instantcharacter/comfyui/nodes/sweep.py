@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from comfy_api.latest import io, ui
 
-from .types import CATEGORY, CharacterType, FluxPipe, prompt_input
+from .types import CATEGORY, CharacterType, FluxPipe, Node, prompt_input
 
 if TYPE_CHECKING:
     from ..hosting import HostedCharacter
     from ..sampler import StyledPipeline
 
 
-class Sweep(io.ComfyNode):
+class Sweep(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -53,7 +53,7 @@ class Sweep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         flux_pipe: StyledPipeline,
         prompt: str,

@@ -1,8 +1,12 @@
-"""The nodes' category, their own input and output types, and inputs that several nodes have."""
+"""What the nodes share: their base, their category, their own input and output types, and inputs of several nodes."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
+
+from ..inputs import check_inputs
 
 CATEGORY = "InstantCharacter"
 NONE = "none"
@@ -13,6 +17,20 @@ Encoder = io.Custom("CHARACTER_ENCODER")
 Adapter = io.Custom("CHARACTER_ADAPTER")
 CharacterType = io.Custom("CHARACTER")
 StrengthType = io.Custom("CHARACTER_STRENGTH")
+
+
+class Node(io.ComfyNode):
+    """A node that checks its inputs against its schema before it runs."""
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        """What ComfyUI calls."""
+        return cls.run(**check_inputs(cls.define_schema().inputs, inputs))
+
+    @classmethod
+    def run(cls, *args: Any, **inputs: Any) -> io.NodeOutput:
+        """What a node does with its inputs."""
+        raise NotImplementedError
 
 
 def prompt_input(tooltip: str, dynamic: bool | None = None) -> io.String.Input:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files.atomic import atomic_write
 from ...files.fingerprint import content_digest
 from ...files.reading import read_safetensors
+from ...files.writing import write_safetensors
 
 Input = TypeVar("Input", bound="Path | bytes | str")
 Tensors = dict[str, Tensor]
@@ -111,8 +110,7 @@ class CachedEncoder(Generic[Input]):
 
     def _save(self, item: PendingItem, tensors: Tensors) -> Tensors:
         if item.file:
-            with atomic_write(item.file) as partial:
-                save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
+            write_safetensors(item.file, {key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
         return tensors
 
 

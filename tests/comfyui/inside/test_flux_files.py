@@ -100,4 +100,4 @@ def test_loras_that_load_flux_refuses_draw_natively_with_the_character(adapter, 
 def test_8_bit_arithmetic_on_a_cpu_is_refused_before_anything_is_downloaded(monkeypatch):
     monkeypatch.setattr(loaders, "locate_flux", lambda *_: pytest.fail("it looked for the files, to download them"))
     with pytest.raises(ValueError, match="8-bit arithmetic needs an NVIDIA GPU"):
-        loaders.FluxLoader.execute("download", "download", "download", "download", "fp8_e4m3fn_fast", "auto")
+        loaders.FluxLoader.run("download", "download", "download", "download", "fp8_e4m3fn_fast", "auto")

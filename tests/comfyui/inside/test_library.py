@@ -13,7 +13,7 @@ from support import recorded
 
 from instantcharacter import Character
 from instantcharacter.comfyui import library
-from instantcharacter.comfyui.folders import character_folders, characters_in
+from instantcharacter.comfyui.folders import character_file, character_folders, characters_in, inside_models
 from instantcharacter.comfyui.hosting import HostedAdapter, HostedCharacter
 from instantcharacter.comfyui.nodes.character import LoadCharacters, MixCharacters
 from instantcharacter.files.pictures import thumbnail
@@ -127,6 +127,42 @@ def test_folder_of_characters_may_be_a_link_itself(models, tmp_path, monkeypatch
     assert not (models / "fox.safetensors").exists()
 
 
+def test_no_character_is_saved_through_a_link_out_of_the_folders(models, monkeypatch):
+    elsewhere = models.parent / "elsewhere"
+    elsewhere.mkdir()
+    (models / "linked").symlink_to(elsewhere)
+    (models / "link.safetensors").symlink_to(models.parent / "outside.safetensors")
+    (models / "nearby").symlink_to(models / "friends")
+    for name in ("linked/moss", "linked/new/moss", "link"):
+        with pytest.raises(ValueError, match="a link leads from .* out of ComfyUI's model folders: name the folder"):
+            character_file(name)
+    assert character_file("nearby/moss") == models / "nearby/moss.safetensors"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "more", ([str(elsewhere)], set()))
+    assert character_file("linked/moss") == models / "linked/moss.safetensors"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "a/..", "../x", "/etc/x", "..\\x", ".safetensors"])
+def test_a_character_needs_a_name_inside_the_folder(models, name):
+    with pytest.raises(ValueError, match="is no name for a character: expected letters, as in fox or friends/fox"):
+        character_file(name)
+
+
+@pytest.mark.parametrize("name", ["CON", "friends/nul", "a:b", "C:\\evil", "fox.", "friends /x", "é" * 101, "\ud800"])
+def test_a_name_that_some_system_cannot_have_is_refused_on_every_system(models, name):
+    with pytest.raises(ValueError, match="cannot be a file: expected"):
+        character_file(name)
+
+
+def test_a_typed_path_through_a_link_out_of_the_model_folders_is_refused(models, monkeypatch):
+    elsewhere = models.parent / "elsewhere"
+    elsewhere.mkdir()
+    (models / "linked").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="a link leads from .*linked out of ComfyUI's model folders"):
+        inside_models("linked")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "more", ([str(elsewhere)], set()))
+    assert inside_models("linked") == models / "linked"
+
+
 def test_folders_have_the_characters_below_them(models):
     assert character_folders() == ["/", "friends", "friends/old"]
     below = {"friends/owl.safetensors", "friends/old/bear.safetensors"}
@@ -138,13 +174,13 @@ def test_folders_have_the_characters_below_them(models):
 def test_several_characters_are_loaded_for_their_adapter(models, adapter: HostedAdapter):
     for name in ("fox", "friends/owl"):
         save(models / f"{name}.safetensors", adapter.fingerprint)
-    characters, names = LoadCharacters.execute("/", adapter).result
+    characters, names = LoadCharacters.run("/", adapter).result
     assert names == ["fox", "friends/owl"]
     assert [hosted.character.fingerprint for hosted in characters] == [adapter.fingerprint] * 2
     assert all(hosted.adapter is adapter for hosted in characters)
-    assert LoadCharacters.execute("friends", adapter).result[1] == ["friends/owl"]
+    assert LoadCharacters.run("friends", adapter).result[1] == ["friends/owl"]
     with pytest.raises(ValueError, match="of the 1 files in models/characters, folder friends/old, none is"):
-        LoadCharacters.execute("friends/old", adapter)
+        LoadCharacters.run("friends/old", adapter)
 
 
 def test_a_changed_folder_loads_its_characters_anew(models):
@@ -156,6 +192,6 @@ def test_a_changed_folder_loads_its_characters_anew(models):
 
 def test_mixed_character_is_between_two(adapter, character, other_character):
     one, other = (HostedCharacter(each, adapter) for each in (character, other_character))
-    mixed = MixCharacters.execute(one, other, 0.5).result[0]
+    mixed = MixCharacters.run(one, other, 0.5).result[0]
     assert mixed.adapter is adapter
     assert recorded.error(mixed.character.fused, (character.fused + other_character.fused) / 2) < 1e-6

@@ -94,7 +94,7 @@ def opened(folders: Path, picture: Image.Image, name: str, **options) -> tuple[t
 
 def prepared(image: torch.Tensor, mask: torch.Tensor | None = None, **settings) -> tuple[torch.Tensor, str]:
     """The reference, and the text on the node."""
-    output = PrepareReference.execute(image, **{"margin": 0.0, "fit": "auto", "mask": mask, **settings})
+    output = PrepareReference.execute(image=image, **{"margin": 0.0, "fit": "auto", "mask": mask, **settings})
     return output.result[0], output.ui["text"][0]
 
 
@@ -142,7 +142,7 @@ def test_a_picture_of_any_format_is_cut_out(birefnet, size):
 
 def test_the_reference_is_shown_on_the_node(birefnet):
     image = to_image(photo())[None]
-    output = PrepareReference.execute(image, 0.0, "auto")
+    output = PrepareReference.execute(image=image, margin=0.0, fit="auto")
     (shown,) = output.ui["images"]
     saved = Image.open(Path(folder_paths.get_temp_directory(), shown["subfolder"], shown["filename"]))
     assert saved.size == (80, 80)
@@ -335,23 +335,23 @@ def test_a_cancel_stops_between_pictures(birefnet):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_what_load_image_makes_of_it(folders, name):
     image, mask = opened(folders, Image.open(example(name)), name)
-    output = LoadExample.execute(name)
+    output = LoadExample.run(name)
     assert torch.equal(output.result[0], image)
     assert torch.equal(output.result[1], mask)
 
 
 def test_a_transparent_example_is_shown_on_white(folders):
-    (shown,) = LoadExample.execute("owl.png").ui.as_dict()["images"]
+    (shown,) = LoadExample.run("owl.png").ui.as_dict()["images"]
     saved = Image.open(folders / "temp" / shown["subfolder"] / shown["filename"])
     assert saved.getpixel((0, 0)) == pictures.WHITE
 
 
 def test_an_example_is_prepared_by_its_mask():
-    image, mask = LoadExample.execute("character.png").result
+    image, mask = LoadExample.run("character.png").result
     assert prepared(image, mask)[1] == "kept what is black in the mask, 53% of the picture"
 
 
 @pytest.mark.parametrize("name", ["../README.md", "demo.png", "", "character"])
 def test_another_name_than_an_examples_is_refused(name):
     with pytest.raises(ValueError, match="expected one of character.png, owl.png, monster.png"):
-        LoadExample.execute(name)
+        LoadExample.run(name)

@@ -106,6 +106,30 @@ def test_latents_of_another_model_are_refused(hosted, shape):
         generate(hosted, init=InitImage(0.5, samples=torch.rand(shape)))
 
 
+def test_an_init_image_may_be_grey(hosted):
+    grey = torch.rand(1, 64, 96, 1)
+    pictures = [
+        generate(hosted, init=InitImage(0.5, image=image)).image for image in (grey, grey.expand(-1, -1, -1, 3))
+    ]
+    assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize("size", [(257, 256), (256, 264), (-16, 8)])
+def test_a_size_that_flux_does_not_have_is_refused(hosted, size):
+    with pytest.raises(ValueError, match=f"the picture is {size[0]} wide and {size[1]} high; expected multiples of 16"):
+        hosted.generate(None, Prompt(conditioning()), size, 4, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "pooled"), [((1, 5, 7), (1, 32)), ((1, 5, 64), (1, 7)), ((5, 64), (1, 32)), ((1, 5, 64), (2, 32))]
+)
+def test_embeddings_of_another_model_are_refused_before_anything_is_loaded(hosted, text, pooled):
+    prompt = Prompt([[torch.rand(text), {"pooled_output": torch.rand(pooled)}]])
+    with pytest.raises(ValueError, match=r"has embeddings \[.* expects \[1, words, 64\] and \[1, 32\]: encode"):
+        hosted.generate(None, prompt, SIZE, 4, 7)
+    assert offloader(hosted) is None
+
+
 def test_combined_conditioning_is_refused(hosted):
     with pytest.raises(ValueError, match="one prompt for FLUX.*InstantCharacter Apply"):
         hosted.generate(None, Prompt(conditioning() * 2), SIZE, 1, 0)

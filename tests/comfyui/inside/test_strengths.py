@@ -74,15 +74,15 @@ class Pipe:
 
 def scales(model, character: HostedCharacter, **inputs) -> list:
     """The strengths that Apply and Sampler give to a character, of a scale of 0.5."""
-    (patched,) = Apply.execute(model, character, 0.5, 0.0, 1.0, **inputs).args
+    (patched,) = Apply.run(model, character, 0.5, 0.0, 1.0, **inputs).args
     (conditioning,) = patched.get_attachment(KEY)
     pipe = Pipe()
-    Sampler.execute(pipe, "a fox", "", 1.0, 64, 64, 4, 3.5, 0, 0.5, 0.0, 1.0, 1, 1.0, character, **inputs)
+    Sampler.run(pipe, "a fox", "", 1.0, 64, 64, 4, 3.5, 0, 0.5, 0.0, 1.0, 1, 1.0, character, **inputs)
     return [conditioning.scale, pipe.settings["subject_scale"]]
 
 
 def test_the_nodes_strength_is_a_factor_on_scale_in_both_ways(model, adapter, character):
     who = HostedCharacter(character, adapter)
-    (strength,) = StrengthNode.execute(0.5, 2.0, 1.0, 0.75, 1.25).args
+    (strength,) = StrengthNode.run(0.5, 2.0, 1.0, 0.75, 1.25).args
     assert scales(model, who, strength=strength) == [Strength(0.25, 1.0, 0.5, 0.75, 1.25)] * 2
     assert scales(model, who) == [0.5, 0.5]

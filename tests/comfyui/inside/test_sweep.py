@@ -29,7 +29,7 @@ def pipe(tmp_path, monkeypatch) -> StyledPipeline:
 
 def sweep(pipe: StyledPipeline, **settings):
     inputs = {"prompt": "", "width": SIZE[0], "height": SIZE[1], "steps": 2, "positive": conditioning()}
-    return Sweep.execute(pipe, **{**inputs, **TEXTS, **settings})
+    return Sweep.run(pipe, **{**inputs, **TEXTS, **settings})
 
 
 def test_its_pictures_are_the_samplers_bit_for_bit_in_their_places(pipe, adapter, character):

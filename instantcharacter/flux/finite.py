@@ -1,0 +1,48 @@
+"""Numbers that are not finite: a damaged file of FLUX makes them, and they end in a black picture without an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files.reading import check_finite
+
+DAMAGED = "a file of FLUX, T5, CLIP or a LoRA is damaged, or needs a wider dtype than float16: fetch it again"
+
+
+@contextmanager
+def finite_predictions(transformer: nn.Module) -> Iterator[None]:
+    """Context manager that raises at its end if FLUX, or what it is conditioned on, made NaN or infinities.
+
+    Files of 34 GB are too long to read through when they are loaded. The GPU is asked once, at the end.
+
+    Raises:
+        ValueError: a prediction is not finite.
+    """
+    finite: list[Tensor] = []
+
+    def check(_: nn.Module, __: tuple, output: Any) -> None:
+        finite.append(output[0].isfinite().all())
+
+    handle = transformer.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if finite and not torch.stack(finite).all():
+        raise ValueError(f"FLUX predicts NaN or infinities, which would be a black picture: {DAMAGED}")
+
+
+def check_vae(vae: nn.Module, name: str) -> None:
+    """Raise ``ValueError`` if a weight of the VAE, which is small, is not finite.
+
+    Args:
+        vae: on the CPU.
+        name: of its file or folder, for the error.
+    """
+    for weight in vae.parameters():
+        check_finite(weight.detach(), f"{name} has a VAE with weights", "fetch it again")

@@ -157,6 +157,8 @@ def is_fingerprint(text: str | None) -> bool:
 
 
 def _check_features(fused: Tensor) -> None:
+    if isinstance(fused, Tensor) and fused.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        fused = fused.float()  # torch compares none in 8 bits
     check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_FEATURE)
 
 

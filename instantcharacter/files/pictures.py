@@ -218,7 +218,7 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
     if isinstance(array, torch.Tensor):
         if array.is_floating_point() and array.dtype not in (torch.float16, torch.float32, torch.float64):
             array = array.float()  # numpy has no bfloat16
-        array = array.numpy(force=True)
+        array = array.detach().cpu().numpy()
     return Image.fromarray(_to_uint8(array))
 
 

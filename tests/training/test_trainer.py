@@ -131,13 +131,13 @@ def test_a_second_signal_ends_a_step_that_hangs(config):
 
 def test_pictures_that_hang_do_not_delay_the_end(config, monkeypatch):
     released, requested = threading.Event(), threading.Event()
-    read_bytes = Path.read_bytes
+    open_path = Path.open
 
-    def hanging(path):
+    def hanging(path, *arguments, **settings):
         if path.suffix == ".png":
             requested.set()
             assert released.wait(60)
-        return read_bytes(path)
+        return open_path(path, *arguments, **settings)
 
     def interrupt():
         requested.wait()
@@ -145,7 +145,7 @@ def test_pictures_that_hang_do_not_delay_the_end(config, monkeypatch):
             time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Path, "read_bytes", hanging)
+    monkeypatch.setattr(Path, "open", hanging)
     threading.Thread(target=interrupt).start()
     begin = time.monotonic()
     try:

@@ -37,12 +37,18 @@ def finite_predictions(transformer: nn.Module) -> Iterator[None]:
         raise ValueError(f"FLUX predicts NaN or infinities, which would be a black picture: {DAMAGED}")
 
 
-def check_vae(vae: nn.Module, name: str) -> None:
-    """Raise ``ValueError`` if a weight of the VAE, which is small, is not finite.
+def check_loaded(transformer: nn.Module, vae: nn.Module, name: str) -> None:
+    """Raise ``ValueError`` if FLUX or its VAE lacks a weight, or a weight of the VAE, which is small, is not finite.
+
+    diffusers leaves weights that a file lacks without memory, and says nothing.
 
     Args:
+        transformer: FLUX, on the CPU.
         vae: on the CPU.
-        name: of its file or folder, for the error.
+        name: of their file or folder, for the error.
     """
+    for part, model in (("FLUX", transformer), ("VAE", vae)):
+        if missing := [key for key, weight in model.named_parameters() if weight.is_meta]:
+            raise ValueError(f"{name} lacks {len(missing)} weights of its {part}, {missing[0]} first: fetch it again")
     for weight in vae.parameters():
         check_finite(weight.detach(), f"{name} has a VAE with weights", "fetch it again")

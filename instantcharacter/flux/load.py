@@ -20,7 +20,7 @@ from ..files.gguf import check_header
 from ..files.model_config import NAME, check_size, fitting, read_config
 from ..files.reading import check_file, check_weights, read_safetensors, unexpected
 from ..offload.devices import default_device
-from .finite import check_vae
+from .finite import check_loaded
 from .folder import check_folder, defaults
 from .fp8 import WeightDtype, check_fp8_arithmetic, set_weight_dtype
 from .fp8_layers import FP8
@@ -102,7 +102,7 @@ def load_flux(
     else:
         transformer = _load_transformer(files.flux, dtype, in_fp8=weight_dtype != "default")
         pipeline = InstantCharacterPipeline(**_complete(parts, files, transformer))
-    check_vae(pipeline.vae, escaped(files.vae or files.flux))
+    check_loaded(pipeline.transformer, pipeline.vae, escaped(files.flux))
     set_weight_dtype(pipeline.transformer, dtype, weight_dtype, device)
     return pipeline
 

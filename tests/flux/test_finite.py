@@ -9,7 +9,7 @@ import torch
 from support import recorded
 from support.tiny import tiny_pipeline
 
-from instantcharacter.flux.finite import check_vae
+from instantcharacter.flux.finite import check_loaded
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -34,9 +34,17 @@ def test_nothing_stays_on_the_transformer(pipeline):
 
 
 def test_a_damaged_vae_is_refused():
-    vae = recorded.components()["vae"]
-    check_vae(vae, "ae.safetensors")
+    parts = recorded.components()
+    check_loaded(parts["transformer"], parts["vae"], "flux")
     with torch.no_grad():
-        next(vae.parameters()).view(-1)[3] = math.nan
-    with pytest.raises(ValueError, match=r"ae\.safetensors has a VAE with weights from nan .*expected finite numbers"):
-        check_vae(vae, "ae.safetensors")
+        next(parts["vae"].parameters()).view(-1)[3] = math.nan
+    with pytest.raises(ValueError, match=r"flux has a VAE with weights from nan .*expected finite numbers"):
+        check_loaded(parts["transformer"], parts["vae"], "flux")
+
+
+@pytest.mark.parametrize(("part", "name"), [("transformer", "FLUX"), ("vae", "VAE")])
+def test_a_model_with_weights_that_its_file_lacks_is_refused(part, name):
+    parts = recorded.components()
+    parts[part].register_parameter("lost", torch.nn.Parameter(torch.empty(3, device="meta")))
+    with pytest.raises(ValueError, match=f"flux lacks 1 weights of its {name}, lost first: fetch it again"):
+        check_loaded(parts["transformer"], parts["vae"], "flux")

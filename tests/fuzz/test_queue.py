@@ -31,6 +31,8 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 GRAPH: dict[str, dict[str, Any]] = json.loads((comfyui.PACK / "tests/support/every_node.json").read_text("utf-8"))
 """A node of each kind, with good inputs."""
 OURS = sorted(key for key, node in GRAPH.items() if node["class_type"].startswith("InstantCharacter"))
+GENERATING = ("KSampler", *(f"InstantCharacter{name}" for name in ("Sampler", "Sweep", "Generate")))
+"""Nodes whose pictures are of more than one colour."""
 SHOWN = {"apply": "ksampler"}
 """Nodes whose output is seen in another node's."""
 
@@ -122,7 +124,9 @@ def judge(outcomes: Outcomes, server: Server, prompt: dict[str, Any], may_be_acc
         return False
     if history["status"]["status_str"] == "success":
         values = [value for values in shown(history["outputs"]).values() for value in values]
-        broken = False in values or any(isinstance(value, float) and not value > 1e-4 for value in values)
+        generated = any(node["class_type"] in GENERATING for node in prompt.values())
+        constant = generated and any(isinstance(value, float) and not value > 1e-4 for value in values)
+        broken = False in values or any(value != value for value in values) or constant
         outcomes.count("right" if may_be_accepted and not broken else "wrong", json.dumps(prompt)[-2000:])
         return True
     (failure,) = (content for kind, content in history["status"]["messages"] if kind == "execution_error")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from support import mutations, recorded
 from support.recorded import fill_module_
+from support.tiny_models import write_gguf
 
 from instantcharacter import InstantCharacterPipeline
 from instantcharacter.flux.load import FluxFiles, load_flux
@@ -65,22 +66,10 @@ def test_changed_safetensors(outcomes, tmp_path, good, vae, data):
 
 @pytest.fixture(scope="module")
 def good_gguf(tmp_path_factory, transformer) -> bytes:
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     path = tmp_path_factory.mktemp("gguf") / "flux.gguf"
-    writer = gguf.GGUFWriter(path, "flux")
-    writer.add_string("general.name", "a name")
-    writer.add_array("some.numbers", [1, 2, 3])
-    writer.add_array("some.texts", ["a", "b"])
-    for key, weight in transformer.state_dict().items():
-        if weight.ndim == 2 and weight.shape[1] % 32 == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(key, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(key, weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    fields = {"general.name": "a name", "some.numbers": [1, 2, 3], "some.texts": ["a", "b"]}
+    write_gguf(path, transformer.state_dict(), fields)
     return path.read_bytes()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,10 +50,23 @@ def fill(folder: Path) -> None:
 
 def save_gguf(path: Path) -> None:
     """The recorded FLUX with its linear layers in 8 bits, in the layout of the released file."""
+    write_gguf(path, released_layout(recorded.transformer().state_dict()), {})
+
+
+def write_gguf(path: Path, state: Mapping[str, Tensor], fields: Mapping[str, str | list]) -> None:
+    """A GGUF file of FLUX with its matrices in 8 bits.
+
+    Args:
+        path: the file.
+        state: its weights.
+        fields: texts and lists beside them.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(path, "flux")
-    for key, weight in released_layout(recorded.transformer().state_dict()).items():
+    for name, value in fields.items():
+        (writer.add_string if isinstance(value, str) else writer.add_array)(name, value)
+    for key, weight in state.items():
         if weight.ndim == 2 and weight.shape[1] % 32 == 0:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(key, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)

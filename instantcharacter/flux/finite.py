@@ -37,7 +37,7 @@ def finite_predictions(transformer: nn.Module) -> Iterator[None]:
         raise ValueError(f"FLUX predicts NaN or infinities, which would be a black picture: {DAMAGED}")
 
 
-def check_loaded(transformer: nn.Module, vae: nn.Module, name: str) -> None:
+def check_loaded(transformer: nn.Module, vae: nn.Module, flux_file: str, vae_file: str) -> None:
     """Raise ``ValueError`` if FLUX or its VAE lacks a weight, or a weight of the VAE, which is small, is not finite.
 
     diffusers leaves weights that a file lacks without memory, and says nothing.
@@ -45,10 +45,11 @@ def check_loaded(transformer: nn.Module, vae: nn.Module, name: str) -> None:
     Args:
         transformer: FLUX, on the CPU.
         vae: on the CPU.
-        name: of their file or folder, for the error.
+        flux_file: file or folder of FLUX, for the error.
+        vae_file: file or folder of the VAE.
     """
-    for part, model in (("FLUX", transformer), ("VAE", vae)):
+    for name, part, model in ((flux_file, "FLUX", transformer), (vae_file, "VAE", vae)):
         if missing := [key for key, weight in model.named_parameters() if weight.is_meta]:
             raise ValueError(f"{name} lacks {len(missing)} weights of its {part}, {missing[0]} first: fetch it again")
     for weight in vae.parameters():
-        check_finite(weight.detach(), f"{name} has a VAE with weights", "fetch it again")
+        check_finite(weight.detach(), f"{vae_file} has a VAE with weights", "fetch it again")

@@ -102,7 +102,7 @@ def load_flux(
     else:
         transformer = _load_transformer(files.flux, dtype, in_fp8=weight_dtype != "default")
         pipeline = InstantCharacterPipeline(**_complete(parts, files, transformer))
-    check_loaded(pipeline.transformer, pipeline.vae, escaped(files.flux))
+    check_loaded(pipeline.transformer, pipeline.vae, escaped(files.flux), escaped(files.vae or files.flux))
     set_weight_dtype(pipeline.transformer, dtype, weight_dtype, device)
     return pipeline
 

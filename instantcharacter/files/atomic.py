@@ -14,6 +14,9 @@ from uuid import uuid4
 SILENCE = 3600.0
 """Seconds without a change, by the disk's own clock, after which a partial file belongs to a process that is gone."""
 
+TRIES = 100
+"""How often another writer may end just as this one begins, in a row, before that is an error."""
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -52,11 +55,12 @@ def check_writable(path: str | Path) -> None:
 
 def clear_leftovers(folder: str | Path) -> None:
     """Remove what killed processes left in a folder and below it, once nothing has changed for :data:`SILENCE`."""
-    for shared in Path(folder).rglob(".*.part"):
-        if shared.is_dir():
-            _clear_leftovers(shared, time.time())
-            with suppress(OSError):  # a writer has it
-                shared.rmdir()
+    for parent, names, _ in os.walk(folder):  # passes by what writers remove meanwhile
+        for name in names:
+            if name.startswith(".") and name.endswith(".part"):
+                with suppress(OSError):  # a writer has it, or had it until now
+                    _clear_leftovers(Path(parent, name), time.time())
+                    Path(parent, name).rmdir()
 
 
 def check_replaceable(path: str | Path, kind: str, is_kind: Callable[[Path], bool]) -> None:
@@ -79,12 +83,12 @@ def _own_folder(path: Path) -> Iterator[Path]:
     """A new folder in ``.NAME.part`` beside ``path``; both go afterwards, the latter if no other writer has it."""
     shared = path.with_name(f".{path.name}.part")
     folder = shared / uuid4().hex
-    for last in (False, False, False, True):
+    for tries_left in reversed(range(TRIES)):
         try:
             folder.mkdir(parents=True)
             break
-        except FileNotFoundError:  # another writer removed ``shared`` after it was made
-            if last:
+        except (FileNotFoundError, FileExistsError):  # another writer removed ``shared`` after it was made or met
+            if not tries_left:
                 raise
     try:
         _clear_leftovers(shared, folder.stat().st_mtime)

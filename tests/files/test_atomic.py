@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instantcharacter.files.atomic import atomic_write, check_replaceable, check_writable
+from instantcharacter.files.atomic import atomic_write, check_replaceable, check_writable, clear_leftovers
 
 
 def test_file_is_replaced_when_the_block_ends(tmp_path):
@@ -100,6 +100,55 @@ def test_threads_that_write_one_name_do_not_disturb_each_other(tmp_path):
         for future in [threads.submit(write, number) for number in range(4)]:
             future.result()
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("moment", ["after its folder was made", "after its folder was met"])
+def test_a_writer_may_end_while_another_begins(tmp_path, monkeypatch, moment):
+    """The folder that both share goes in between."""
+    shared, real, gone = tmp_path / ".a.txt.part", os.mkdir, []
+
+    def mkdir(path, *rest, **options):
+        if Path(path) == shared and len(gone) < 3:
+            real(path, *rest, **options)
+            gone.append(path)
+            if moment == "after its folder was made":
+                shared.rmdir()
+            else:
+                try:
+                    real(path, *rest, **options)
+                finally:
+                    shared.rmdir()
+        else:
+            real(path, *rest, **options)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with atomic_write(tmp_path / "a.txt") as partial:
+        partial.write_text("new")
+    assert len(gone) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_in_the_way_of_the_temporary_folder_is_an_error_and_stays(tmp_path):
+    (tmp_path / ".a.txt.part").write_text("mine")
+    with pytest.raises(OSError), atomic_write(tmp_path / "a.txt"):
+        pass
+    assert (tmp_path / ".a.txt.part").read_text() == "mine"
+
+
+def test_leftovers_are_cleared_beside_writers(tmp_path):
+    """Writers make and remove folders while others walk over them."""
+
+    def write(number: int) -> None:
+        for _ in range(200):
+            check_writable(tmp_path / f"{number % 2}" / "a.txt")
+
+    def clear(_: int) -> None:
+        for _ in range(200):
+            clear_leftovers(tmp_path)
+
+    with ThreadPoolExecutor(4) as threads:
+        for future in [threads.submit(task, number) for number in range(2) for task in (write, clear)]:
+            future.result()
 
 
 @pytest.mark.parametrize("named", ["not at all", "by the partial file"])

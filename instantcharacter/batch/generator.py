@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
 
 from ..files.errors import reason
 from ..flux.lora import load_lora
+from ..flux.parallel import context_parallel
 from ..flux.pipeline import InstantCharacterPipeline
 from .cache import Embeddings, JobCache, Loras, Prompt
 from .folder import OutputFolder
 from .groups import Batch
-from .jobs import Reference, Source
+from .jobs import Job, Reference, Source
 
 
 class Generator:
@@ -29,6 +31,9 @@ class Generator:
         output: where pictures and errors are written.
         cache_threshold: see :meth:`~instantcharacter.InstantCharacterPipeline.__call__`.
         shared: settings of all pictures that each carries.
+
+    Attributes:
+        together: whether all processes generate each picture together, of which the main one then writes it.
     """
 
     def __init__(
@@ -41,6 +46,8 @@ class Generator:
     ) -> None:
         self._pipeline, self._cache, self._output = pipeline, cache, output
         self._cache_threshold, self._shared = cache_threshold, shared
+        self.together = context_parallel(pipeline.transformer) is not None
+        self._writes = not self.together or PartialState().is_main_process
         self._loaded: set[Source] = set()
         self._unfit: dict[Source, str] = {}
         self._active: Loras = ()
@@ -68,26 +75,33 @@ class Generator:
 
         Raises:
             OSError: a picture cannot be written.
+            RuntimeError, MemoryError: this process fails at a picture that others generate with it.
         """
         for batch in batches:
             jobs, begin = batch.jobs, time.perf_counter()
             if self._cache.missing(batch.settings.reference):
                 written = {entry["output"] for entry in self._output.entries(jobs)}  # why it could not be made
                 for job in (job for job in jobs if job.output not in written):
-                    self._output.save_error(job, "its character is not there: run the same command again")
+                    self._save_error(job, "its character is not there: run the same command again")
                 continue
             try:
                 images: Sequence[Image.Image | None] = self._images(batch)
             except (ValueError, RuntimeError, MemoryError, OSError) as error:
+                if self.together and not isinstance(error, ValueError):  # which the others do not meet
+                    raise
                 for job in jobs:
-                    self._output.save_error(job, reason(error))
+                    self._save_error(job, reason(error))
                 continue
             seconds = (time.perf_counter() - begin) / len(jobs)
             for job, image in zip(jobs, images):
                 if image is None:
-                    self._output.save_error(job, "the picture has values that are not finite (NaN)")
-                elif job.output not in present:
+                    self._save_error(job, "the picture has values that are not finite (NaN)")
+                elif job.output not in present and self._writes:
                     self._output.save(job, image, seconds, self._shared)
+
+    def _save_error(self, job: Job, error: str) -> None:
+        if self._writes:
+            self._output.save_error(job, error)
 
     def _images(self, batch: Batch) -> list[Image.Image | None]:
         """The pictures of a batch; None for one whose values are not finite."""

@@ -154,6 +154,16 @@ def foreign_characters(jobs: Iterable[Job], fingerprint: str) -> list[BadLine]:
     ]
 
 
+def unequal_shares(jobs: Iterable[Job], processes: int) -> list[BadLine]:
+    """The lines with a size of whose image tokens the processes that generate each picture cannot have as many."""
+    return [
+        BadLine(job.line, f"{width}x{height}: {processes} processes cannot share its {tokens} image tokens equally")
+        for job in jobs
+        for width, height in [job.settings.size]
+        if (tokens := (width // 16) * (height // 16)) % processes
+    ]
+
+
 class _Parser:
     """Reads rows, and opens each file that they name once.
 

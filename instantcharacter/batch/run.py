@@ -49,8 +49,9 @@ def generate_batch(
 ) -> list[dict[str, Any]]:
     """Generate the pictures of a job that are missing in its folder.
 
-    Under ``accelerate launch`` or ``torchrun`` every process calls it, and generates its part. Interrupted at any
-    moment, it goes on where it was, with any number of processes: the pictures are the same.
+    Under ``accelerate launch`` or ``torchrun`` every process calls it, and generates its part, or, if the pipeline's
+    FLUX is context parallel, its part of each picture. Interrupted at any moment, it goes on where it was, with any
+    number of processes: the pictures are the same, but for rounding where processes share a picture.
 
     Args:
         jobs: of :func:`~.jobs.read_jobs`.
@@ -128,7 +129,8 @@ def _open(reference: Reference) -> Image.Image:
 
 def _generate(batches: Sequence[Batch], generator: Generator, present: set[str], state: PartialState) -> None:
     """Generate this process's part of some batches. The first process that needs a prompt encodes it for all."""
-    shares = [share(batches, process, state.num_processes) for process in range(state.num_processes)]
+    processes = range(state.num_processes)
+    shares = [batches if generator.together else share(batches, i, len(processes)) for i in processes]
     mine = shares[state.process_index]
     encoded_by_others = {prompt for part in shares[: state.process_index] for prompt in _prompts(part)}
     generator.load_loras(mine)

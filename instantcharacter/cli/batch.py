@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import disable_progress_bars
+from accelerate import PartialState
 
-from ..batch.jobs import DEFAULTS, Job, foreign_characters, read_jobs
-from ..batch.processes import join, on_main
+from ..batch.jobs import DEFAULTS, Job, foreign_characters, read_jobs, unequal_shares
+from ..batch.processes import on_main
 from ..batch.rows import BadLine
 from ..batch.run import generate_batch
 from ..files.fingerprint import fingerprint
@@ -19,6 +19,7 @@ from ..flux.pipeline import InstantCharacterPipeline
 from .checks import check_flux_files, check_sources
 from .loading import character_encoding, check_arithmetic, choose_device, choose_dtype, load_adapter, load_pipeline
 from .options import BatchOptions
+from .processes import joined, started
 
 
 def batch(options: BatchOptions) -> int:
@@ -31,11 +32,11 @@ def batch(options: BatchOptions) -> int:
         OSError: a file cannot be found, read or written, or the hub cannot be reached.
         ValueError: bad lines, a folder of another job, or options that contradict each other.
     """
-    options, state = options.with_toy_paths(), join(options.device)
-    if state.num_processes > 1:
-        options = replace(options, device=str(state.device))
-    if not state.is_main_process:
-        disable_progress_bars()
+    with joined(options.with_toy_paths()) as (options, state):
+        return _batch(options, state)
+
+
+def _batch(options: BatchOptions, state: PartialState) -> int:
     jobs, bad = on_main(lambda: _good_lines(options, *_read(options)))
     adapter = load_adapter(options)
     made_by = adapter.fingerprint()
@@ -56,8 +57,6 @@ def batch(options: BatchOptions) -> int:
         batch_size=options.batch_size,
         settings=on_main(lambda: _settings(options)),
     )
-    if state.num_processes > 1:
-        state.destroy_process_group()
     failed = [entry for entry in entries if "error" in entry]
     there, total = len(entries) - len(failed), len(jobs) + bad + foreign
     if state.is_main_process:
@@ -73,7 +72,9 @@ def _read(options: BatchOptions) -> tuple[list[Job], list[BadLine]]:
     check_flux_files(options)
     check_arithmetic(options)
     values = {name: getattr(options, name) for name in DEFAULTS if name != "region"}
-    return read_jobs(options.jobs, values | {name: tuple(map(Path, values[name])) for name in ("reference", "mask")})
+    paths = {name: tuple(map(Path, values[name])) for name in ("reference", "mask")}
+    jobs, bad = read_jobs(options.jobs, values | paths)
+    return jobs, bad + (unequal_shares(jobs, started()) if options.parallel else [])
 
 
 def _good_lines(options: BatchOptions, jobs: Sequence[Job], bad: Sequence[BadLine]) -> tuple[list[Job], int]:
@@ -103,6 +104,7 @@ def _settings(options: BatchOptions) -> dict[str, Any]:
         "dtype": str(choose_dtype(options.dtype, device)),
         "weight_dtype": options.weight_dtype,
         "compile": options.compile,
+        **({"parallel": options.parallel} if options.parallel else {}),
         **{f"weights of {name}": _fingerprint(name, source) for name, source in sources.items() if source},
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ..files.pictures import open_picture, save_png
 from ..model.strength import scale_setting
 from .checks import check_character_output, check_generate, check_sources
 from .options import EncodeOptions, GenerateOptions
+from .processes import joined, started
 
 if TYPE_CHECKING:
     from ..flux.pipeline import InstantCharacterPipeline
@@ -24,13 +26,27 @@ if TYPE_CHECKING:
 def generate(options: GenerateOptions) -> None:
     """Generate a picture and write it as PNG with its settings as text.
 
+    Every process of ``--parallel`` runs this, and the main one writes.
+
     Raises:
         OSError: a file cannot be found, read or written, or the hub cannot be reached.
         ValueError: options that contradict each other, or a file of another kind than expected.
     """
+    options = options.with_toy_paths()
+    if started() == 1 and not options.parallel:
+        _generate(options, random.getrandbits(32), True)
+        return
+    from ..batch.processes import on_main
+
+    if not options.parallel:
+        raise ValueError(f"{started()} processes for one picture: give --parallel context, too")
+    with joined(options) as (options, state):
+        _generate(options, on_main(partial(random.getrandbits, 32)), state.is_main_process)
+
+
+def _generate(options: GenerateOptions, random_seed: int, writes: bool) -> None:
     from ..model.character import Character
 
-    options = options.with_toy_paths()
     check_sources(options)
     pictures, saved = open_references(options), [Character.load(path) for path in options.character]
     check_generate(options)
@@ -41,13 +57,16 @@ def generate(options: GenerateOptions) -> None:
     for character in saved:
         character.check_made_by(adapter.fingerprint())
     created = create_characters(adapter, pictures, options) if pictures else []
-    if options.save_character:
+    if options.save_character and writes:
         created[0].save(options.save_character)
         print(f"wrote {options.save_character}")
     if options.seed is None:
-        options = replace(options, seed=random.getrandbits(32))
+        options = replace(options, seed=random_seed)
     run = _run_grid if options.grid else _run_pipeline
-    _write_picture(run(load_pipeline(adapter, options), options, [*created, *saved]), options)
+    picture = run(load_pipeline(adapter, options), options, [*created, *saved])
+    if not writes:
+        return
+    _write_picture(picture, options)
     seed = "" if "seed" in dict(options.grid) else f" (seed {options.seed})"
     print(f"wrote {options.output}{seed}")
 

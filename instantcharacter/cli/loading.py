@@ -17,6 +17,7 @@ from ..files.errors import first_line
 from ..flux.fp8 import set_weight_dtype
 from ..flux.load import FluxFiles, check_weight_dtype, load_flux
 from ..flux.lora import load_lora
+from ..flux.parallel import enable_context_parallel
 from ..flux.pipeline import InstantCharacterPipeline
 from ..model.adapter import CharacterAdapter
 from ..model.character import Character
@@ -98,12 +99,14 @@ def character_encoding(
 
 
 def load_pipeline(adapter: CharacterAdapter, options: PictureOptions) -> InstantCharacterPipeline:
-    """FLUX with its LoRAs and the adapter, offloaded and compiled as the options ask."""
+    """FLUX with its LoRAs and the adapter; shared, offloaded and compiled as the options ask."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     with stage_bar("FLUX", 3) as start:
         start("loading")
         pipeline = _load_flux(options, dtype, device)
+        if options.parallel:
+            enable_context_parallel(pipeline.transformer)
         start("adding LoRAs")
         names = [f"style{i}" for i in range(len(options.lora))]
         for name, (path, _) in zip(names, options.lora):

@@ -93,6 +93,8 @@ class PictureOptions(EncodeOptions):
         weight_dtype: of FLUX's large weights, see :func:`~instantcharacter.flux.load.load_flux`.
         compile: whether torch compiles FLUX.
         cache: threshold of :mod:`~instantcharacter.flux.first_block_cache`, which leaves out steps; 0 for no cache.
+        parallel: how several processes compute a picture together, see :mod:`~instantcharacter.flux.parallel`; each
+            its own if not given.
     """
 
     character: tuple[Path, ...] = ()
@@ -113,6 +115,7 @@ class PictureOptions(EncodeOptions):
     weight_dtype: WeightDtype = "default"
     compile: bool = False
     cache: float = 0.0
+    parallel: Literal["context"] | None = None
 
     @property
     def flux_parts(self) -> dict[str, Path | None]:

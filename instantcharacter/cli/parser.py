@@ -135,6 +135,8 @@ def _add_flux_options(command: argparse.ArgumentParser) -> None:
     add("--cache", type=number(0, 10), nargs="?", const=CACHE_THRESHOLD, default=0.0, metavar="THRESHOLD",
         help="leave out steps whose effect can be predicted within this fraction "
         f"({CACHE_THRESHOLD}): less time, and a slightly different picture")  # fmt: skip
+    add("--parallel", choices=("context",), help="under torchrun: all processes, each with a GPU, compute each picture "
+        "together")  # fmt: skip
 
 
 def _add_encode(commands: Any) -> None:

@@ -103,13 +103,13 @@ class CharacterAttnProcessor(nn.Module):
         self.inner._attention_backend = backend
 
     @property
-    def _parallel_config(self) -> None:
-        """Set by diffusers' ``enable_parallelism``, which splits the image tokens over several GPUs."""
-        return None
+    def _parallel_config(self) -> Any:
+        """Read and set by diffusers' ``enable_parallelism``; for FLUX's own attention, see :mod:`.parallel`."""
+        return getattr(self.inner, "_parallel_config", None)
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
-        raise ValueError("FLUX with a character runs on one GPU: remove the character adapter for context parallelism")
+        self.inner._parallel_config = config
 
 
 class _WrappedAttention:

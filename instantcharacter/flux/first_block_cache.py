@@ -13,9 +13,10 @@ not streamed either; diffusers' caches replace the ``forward`` of each block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from ..values import check_number
+from .parallel import sum_of_parts
 from .schedule import current_step
 
 THRESHOLD = 0.12
@@ -52,7 +54,7 @@ def first_block_cache(transformer: FluxTransformer2DModel, scheduler: Any, thres
     if threshold == 0:
         yield
         return
-    run = _Run(scheduler, threshold)
+    run = _Run(scheduler, threshold, partial(sum_of_parts, transformer=transformer))
     blocks = {name: list(getattr(transformer, name)) for name in ("transformer_blocks", "single_transformer_blocks")}
     handles = [
         transformer.register_forward_pre_hook(run.before_call, with_kwargs=True),
@@ -114,15 +116,16 @@ class _Branch:
 
 
 class _Run:
-    """The state of one run of a pipeline.
+    """The state of one run of a pipeline; ``over_all`` sums numbers over the processes that share a picture.
 
     It changes when a call of the transformer has succeeded: a call that is repeated after it ran out of memory starts
     from the same state.
     """
 
-    def __init__(self, scheduler: Any, threshold: float) -> None:
+    def __init__(self, scheduler: Any, threshold: float, over_all: Callable[[Tensor], Tensor]) -> None:
         self._scheduler = scheduler
         self._threshold = threshold
+        self._over_all = over_all
         self._branches: dict[int, _Branch] = {}
         self._branch: _Branch
         self._step = 0
@@ -173,8 +176,8 @@ class _Run:
         if math.isinf(self._threshold):
             return True
         error = self._first - self._extrapolate(*(step.first for step in branch.computed))
-        allowed = self._threshold * self._first.abs().mean((1, 2))
-        return bool((error.abs().mean((1, 2)) <= allowed).all())  # here the host waits
+        change, missed = self._over_all(torch.stack([self._first.abs().mean((1, 2)), error.abs().mean((1, 2))]))
+        return bool((missed <= self._threshold * change).all())  # here the host waits
 
     def _extrapolate(self, older: Tensor, newer: Tensor) -> Tensor:
         """A value of this step, on the line through the values of the last two computed steps."""

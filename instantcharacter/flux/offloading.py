@@ -108,7 +108,14 @@ class PipelineOffload:
         if request:
             self.enable(pipeline, components(), request)
 
-    def run(self, call: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], default_side: int) -> Any:
+    def run(
+        self,
+        call: Callable[..., Any],
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        default_side: int,
+        may_retry: bool = True,
+    ) -> Any:
         """Call a pipeline under a plan for the pictures of this call.
 
         If the device is out of memory all the same, a smaller plan is applied and the module runs again, or, under
@@ -119,12 +126,14 @@ class PipelineOffload:
             args: its arguments.
             kwargs: its arguments.
             default_side: of pictures whose size is not among the arguments, in pixels.
+            may_retry: whether a smaller plan may be applied. Not in one of several processes: what it runs again would
+                exchange tensors with what the others go on with.
         """
         offloader = self.offloader
         if offloader is None:
             return call(*args, **kwargs)
         arguments = inspect.signature(call).bind(*args, **kwargs).arguments
-        offloader.prepare(*picture_sizes(arguments, default_side))
+        offloader.prepare(*picture_sizes(arguments, default_side), may_retry)
         if offloader.retries_module:
             return call(*args, **kwargs)
         generators = [generator for generator in as_list(arguments.get("generator")) if generator]

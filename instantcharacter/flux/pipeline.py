@@ -26,6 +26,7 @@ from .finite import finite_predictions
 from .first_block_cache import check_threshold, first_block_cache
 from .hooks import cache_contexts, drop_empty_registry
 from .memory import MemoryMixin
+from .parallel import context_parallel, same_pictures
 from .schedule import (
     Conditioning,
     SubjectImage,
@@ -207,10 +208,11 @@ class CharacterPipelineMixin(MemoryMixin):
             flux = self.transformer
             conditioned = add_conditionings(flux, self.scheduler, conditionings, window, self._tokens)
             cached = first_block_cache(flux, self.scheduler, cache_threshold)
-            checked = finite_predictions(flux)
+            checked, same = finite_predictions(flux), same_pictures(flux)
+            retries = context_parallel(flux) is None
             try:
-                with checked, conditioned if conditionings else nullcontext(), cached, cache_contexts(flux):
-                    return self._state.offload.run(super().__call__, call.args, call.kwargs, side(self, None))
+                with checked, conditioned if conditionings else nullcontext(), cached, cache_contexts(flux), same:
+                    return self._state.offload.run(super().__call__, call.args, call.kwargs, side(self, None), retries)
             finally:
                 drop_empty_registry(flux)
 

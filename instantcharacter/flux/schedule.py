@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..model.character import Character
 from ..model.conditioning import Subject, mask_to_tokens
 from ..model.strength import Scale, check_scale, has_effect, scales_at
 from ..values import is_number, shown
+from .parallel import own_part
 
 SubjectImage: TypeAlias = "Picture | Character | Sequence[Picture | Character] | None"
 SubjectMask: TypeAlias = "Picture | Sequence[Picture | None] | None"
@@ -127,6 +129,7 @@ def schedule_subjects(
     img_ids: Tensor,
     tokens_of: TokensOf,
     first: int = 0,
+    part: Callable[[Tensor], Tensor] = lambda tokens: tokens,
 ) -> list[list[Subject]]:
     """The subjects of every step.
 
@@ -138,11 +141,12 @@ def schedule_subjects(
         img_ids: their positions, see :func:`token_mask`.
         tokens_of: makes a character's tokens.
         first: index of the run's first timestep, see :func:`step_window`.
+        part: takes those of [1, S, 1] image tokens that are computed here, see :func:`~.parallel.own_part`.
     """
     count = len(timesteps) - first
     subjects: list[list[Subject]] = [[] for _ in timesteps]
     for character, scale, mask in conditionings:
-        where = None if mask is None else token_mask(mask, img_ids).to(latents)
+        where = None if mask is None else part(token_mask(mask, img_ids).to(latents))
         tokens = tokens_of(character, [timesteps[i] for i in steps], latents.device, latents.dtype)
         for step, step_tokens in zip(steps, tokens, strict=True):
             double, single = (torch.tensor(each) for each in scales_at(scale, (step - first) / count))
@@ -171,6 +175,7 @@ def add_conditionings(
         tokens_of: makes a character's tokens.
     """
     schedule: list[list[Subject]] = []
+    part = partial(own_part, transformer=transformer)
 
     def add_subjects(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         latents = kwargs["hidden_states"]
@@ -179,9 +184,9 @@ def add_conditionings(
             first = scheduler.begin_index or 0
             steps = step_window(len(timesteps), first, *window)
             inputs = conditionings, timesteps, steps, latents, kwargs["img_ids"], tokens_of
-            schedule.extend(schedule_subjects(*inputs, first))
+            schedule.extend(schedule_subjects(*inputs, first, part))
         joint = dict(kwargs.get("joint_attention_kwargs") or {})
-        joint |= {"subjects": schedule[current_step(scheduler)], "image_tokens": latents.shape[1]}
+        joint |= {"subjects": schedule[current_step(scheduler)], "image_tokens": part(latents).shape[1]}
         return args, {**kwargs, "joint_attention_kwargs": joint}
 
     hook = transformer.register_forward_pre_hook(add_subjects, with_kwargs=True)

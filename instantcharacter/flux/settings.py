@@ -18,6 +18,7 @@ from ..model.tensors import check_tensor
 from ..values import check_choice, check_count, check_number, shown
 from .attn_processor import compute_dtype
 from .init_pictures import check_init_pictures
+from .parallel import check_shares
 from .sweep import BOUNDS
 
 COUNTS = {
@@ -78,11 +79,14 @@ def check_settings(pipeline: Any, settings: Mapping[str, Any]) -> None:
     _check_steps(settings)
     _check_diffusers(pipeline, settings)
     pictures = _pictures(settings)
-    _check_prompts(pipeline, settings, pictures)
+    lengths = _check_prompts(pipeline, settings, pictures)
     _check_generator(settings["generator"], pictures)
     _check_latents(pipeline, settings, pictures)
+    channels, height, width = latents_shape(pipeline, settings)
+    for length in lengths:
+        check_shares(pipeline.transformer, height * width // 4, length)
     if "image" in settings:
-        check_init_pictures(settings, latents_shape(pipeline, settings), pictures)
+        check_init_pictures(settings, (channels, height, width), pictures)
 
 
 def side(pipeline: Any, length: int | None) -> int:
@@ -189,8 +193,12 @@ def _pictures(settings: Mapping[str, Any]) -> int:
     return len(prompts) * settings["num_images_per_prompt"]
 
 
-def _check_prompts(pipeline: Any, settings: Mapping[str, Any], pictures: int) -> None:
-    """Check that there are encoders for prompt and negative prompt, and as many of them as of pictures."""
+def _check_prompts(pipeline: Any, settings: Mapping[str, Any], pictures: int) -> set[int]:
+    """Check that there are encoders for prompt and negative prompt, and as many of them as of pictures.
+
+    Returns:
+        Their lengths in tokens.
+    """
     lengths = set()
     for prefix in PREFIXES if settings["true_cfg_scale"] > 1 else PREFIXES[:1]:
         texts, embeddings = (
@@ -207,6 +215,7 @@ def _check_prompts(pipeline: Any, settings: Mapping[str, Any], pictures: int) ->
             lengths.add(prompt_length(pipeline, settings["max_sequence_length"]))
     if "image" in settings and len(lengths) > 1:
         raise ValueError(f"prompt and negative prompt have {sorted(lengths)} tokens; expected as many of both")
+    return lengths
 
 
 def _check_embeddings(pipeline: Any, settings: Mapping[str, Any], prefix: str) -> None:

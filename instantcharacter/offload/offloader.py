@@ -111,14 +111,15 @@ class Offloader:
             self._move_to_host()
             self._take_smaller_plan(self.plan.smaller(), reason)
 
-    def prepare(self, resolution: tuple[int, int], batch: int) -> None:
+    def prepare(self, resolution: tuple[int, int], batch: int, may_reduce: bool = True) -> None:
         """Take the plan for the next pictures; :meth:`reduce_memory` may then be called once more.
 
         Args:
             resolution: width and height in pixels.
             batch: pictures at once.
+            may_reduce: whether it may.
         """
-        self._reduced = False
+        self._reduced = not may_reduce
         current = dataclasses.replace(self.plan, resolution=resolution, batch=batch)
         self.plan = self._requested.for_pictures(resolution, batch)
         if self.plan != current:

@@ -73,13 +73,3 @@ def test_attached_names_the_adapter_until_it_is_detached(adapter):
 
 def test_a_transformer_without_blocks_has_no_adapter():
     assert attached(SimpleNamespace(attn_processors={})) is None
-
-
-def test_context_parallelism_is_refused(adapter):
-    """As diffusers' enable_parallelism sets it, in a process group, where the processor has the attribute."""
-    transformer = recorded.transformer()
-    attach(transformer, adapter)
-    for processor in transformer.attn_processors.values():
-        assert hasattr(processor, "_parallel_config")
-        with pytest.raises(ValueError, match="runs on one GPU: remove the character adapter"):
-            processor._parallel_config = object()

@@ -9,6 +9,7 @@ from support import context_parallel as cp
 from support import recorded
 from support.recorded import error
 
+from benchmarks.scaling_model import BF16, exchanged_bytes
 from instantcharacter.flux.parallel import enable_context_parallel, own_part
 
 
@@ -43,7 +44,7 @@ def test_weights_may_be_offloaded(outcomes, alone, strategy):
 @pytest.mark.parametrize(
     "scenario, message",
     [
-        ("9 image tokens", "2 processes cannot share 9 image tokens : change the size"),
+        ("9 image tokens", "2 processes cannot share 9 image tokens: change the size"),
         ("9 text tokens", "2 processes cannot share 9 text tokens: change the size, or start fewer"),
         ("noise", "give each a generator with the same seed"),
         ("cache", "decide in each process by itself"),
@@ -60,6 +61,14 @@ def test_no_step_is_run_again_in_one_of_several_processes(outcomes):
     short, other = (outcome["memory"] for outcome in outcomes)
     assert isinstance(short, torch.OutOfMemoryError)
     assert isinstance(other, Exception), "it went on with tensors of nobody"
+
+
+def test_processes_exchange_what_flux_itself_does(outcomes):
+    """Of the character, nothing: benchmarks.scaling_model counts on it."""
+    flux = recorded.transformer()
+    blocks, width = len(flux.attn_processors), flux.config.num_attention_heads * flux.config.attention_head_dim
+    expected = exchanged_bytes(2, tokens=24 + 10, width=width, blocks=blocks) / BF16
+    assert [outcome["traffic"] for outcome in outcomes] == [expected, expected]
 
 
 def test_heads_that_cannot_be_shared_are_refused(monkeypatch):

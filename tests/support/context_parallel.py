@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from diffusers.models import attention_dispatch
 from support import recorded
 
 from instantcharacter import Character, InstantCharacterPipeline
@@ -120,6 +121,20 @@ def out_of_memory() -> torch.Tensor:
     return generate(made)
 
 
+def sent_numbers() -> int:
+    """How many numbers this process sends to others in a step of FLUX's attention."""
+    made, exchange, sent = pipeline(parallel=True), attention_dispatch._all_to_all_single, []
+
+    def counting(numbers: torch.Tensor, group: Any) -> torch.Tensor:
+        processes = dist.get_world_size(group)
+        sent.append(numbers.numel() * (processes - 1) // processes)  # its own part stays
+        return exchange(numbers, group)
+
+    with mock.patch.object(attention_dispatch, "_all_to_all_single", counting):
+        generate(made, subject_image=characters()[0], num_inference_steps=1)
+    return sum(sent)
+
+
 def _fail(*_: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -141,5 +156,6 @@ SCENARIOS: dict[str, Callable[[], Any]] = {
     "9 text tokens": partial(with_settings, prompt_embeds=torch.zeros(1, 9, 64)),
     "noise": of_other_noise,
     "cache": with_diffusers_cache,
+    "traffic": sent_numbers,
     "memory": out_of_memory,  # the last: the processes are no longer in step
 }

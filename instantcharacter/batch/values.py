@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ..model.strength import LARGEST, Scale, Strength
+from ..model.strength import STRONGEST, Scale, Strength
 
 Number = TypeVar("Number", int, float)
 SEED = 0, 2**64 - 1
@@ -40,10 +40,10 @@ def scale(text: str) -> Scale:
     """A strength from one number, or one that changes from START:MIDDLE:END."""
     values = text.split(":")
     if len(values) == 1:
-        return number(-LARGEST, LARGEST)(text)
+        return number(-STRONGEST, STRONGEST)(text)
     if len(values) != 3:
         raise ValueError(f"{text[:99]!r}: expected one number, or START:MIDDLE:END, such as 1.2:0.9:0.6")
-    return Strength(*map(number(0, LARGEST), values))
+    return Strength(*map(number(0, STRONGEST), values))
 
 
 def size(text: str) -> tuple[int, int]:

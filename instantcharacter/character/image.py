@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..files.pictures import LARGEST, WHITE, Picture, ResizeMode, open_mask, open_picture, to_square
+from ..files.pictures import LARGEST_SIDE, WHITE, Picture, ResizeMode, open_mask, open_picture, to_square
 
 Keep = Literal["auto", "white", "black"]
 KEEP: tuple[Keep, ...] = get_args(Keep)
@@ -88,7 +88,7 @@ def cut_out(picture: Picture, mask: Picture, margin: float = 0.05) -> Image.Imag
         mask: white keeps, black and transparent remove, grey blends; stretched over the picture if it has another
             size.
         margin: white added on each side, as a fraction of the longer side of the mask's box, 0 to 1. With it, the
-            square has at most :data:`~instantcharacter.files.pictures.LARGEST` pixels a side.
+            square has at most :data:`~instantcharacter.files.pictures.LARGEST_SIDE` pixels a side.
 
     Raises:
         ValueError: an empty mask, or a margin out of its range.
@@ -119,7 +119,7 @@ def _cut_out(image: Image.Image, alpha: Image.Image, margin: float) -> Image.Ima
     alpha = alpha.crop(box)
     cut = Image.new("RGB", alpha.size, WHITE)
     cut.paste(image.crop(box), mask=alpha)
-    square = to_square(cut, largest=int(LARGEST / (1 + 2 * margin)))
+    square = to_square(cut, largest=int(LARGEST_SIDE / (1 + 2 * margin)))
     return ImageOps.expand(square, round(margin * square.width), WHITE)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from .errors import first_line, quoted
 from .reading import UNREADABLE, read_json, unexpected
 
-LARGEST = 1 << 20
+LARGEST_NUMBER = 1 << 20
 """The largest number of a config; vocabularies have 50,000 words."""
 MOST_LAYERS = 200
 """Layers are modules: a number from a file must not fill the memory with them before its weights are counted."""
@@ -45,7 +45,7 @@ def read_settings(config: Any, path: Path, defaults: Mapping[str, Any]) -> dict[
         raise unexpected(path, f"has {quoted(config)} for a model's settings", "an object")
     for key, value in config.items():
         for number in _numbers(value):
-            most = MOST_LAYERS if "layers" in key and "id" not in key else LARGEST
+            most = MOST_LAYERS if "layers" in key and "id" not in key else LARGEST_NUMBER
             if not math.isfinite(number) or abs(number) > most:
                 raise unexpected(path, f"has {quoted(key)}: {quoted(number)}", f"numbers up to {most}")
         default = defaults.get(key)

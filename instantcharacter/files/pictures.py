@@ -24,7 +24,7 @@ WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
 THUMBNAIL = 256
 """Side of a thumbnail in pixels."""
-LARGEST = 4096
+LARGEST_SIDE = 4096
 """Maximum side of a square in pixels; a larger picture is shrunk, whatever its aspect ratio."""
 MAX_SIDE, MAX_PIXELS = 65_535, 64_000_000
 """Limits of a picture that is prepared within 2 s and 500 MB."""
@@ -96,7 +96,7 @@ def open_mask(mask: Picture) -> Image.Image:
     return alpha
 
 
-def to_square(image: Image.Image, fit: ResizeMode = "pad", largest: int = LARGEST) -> Image.Image:
+def to_square(image: Image.Image, fit: ResizeMode = "pad", largest: int = LARGEST_SIDE) -> Image.Image:
     """A square with the picture's longer side, of at most ``largest`` pixels.
 
     Args:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from . import pickles
 from .errors import escaped, first_few, first_line, quoted
 
-FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+WEIGHT_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 """The dtypes of weights."""
-LARGEST = 1e9
+LARGEST_WEIGHT = 1e9
 """The largest number of features and weights; the squares of much larger ones are infinite in float32."""
 LONGEST_JSON = 4 << 20
 """Bytes of a JSON file at most; those of models have a tenth of it."""
@@ -88,9 +88,8 @@ def check_weights(weights: Mapping[str, Any], path: str | Path, expected: str) -
     """Raise ``ValueError`` unless values from a file are tensors of floating-point numbers, of one number at least."""
     if other := [key for key, weight in weights.items() if not isinstance(weight, Tensor)]:
         raise unexpected(path, f"holds values that are not a tensor: {first_few(other)}", expected)
-    kinds = {key: weight.dtype for key, weight in weights.items() if weight.dtype not in FLOATS or not weight.numel()}
-    if kinds:
-        found = first_few(f"{quoted(key)} ({dtype})" for key, dtype in kinds.items())
+    if unusable := [key for key, weight in weights.items() if weight.dtype not in WEIGHT_DTYPES or not weight.numel()]:
+        found = first_few(f"{quoted(key)} ({weights[key].dtype})" for key in unusable)
         raise unexpected(path, f"has weights that are empty or no floating-point numbers: {found}", expected)
 
 
@@ -108,7 +107,7 @@ def check_finite(values: Tensor, found: str, advice: str) -> None:
     if not values.numel():
         return
     low, high = torch.aminmax(values.float() if values.itemsize == 1 else values)
-    if not (low.item() >= -LARGEST and high.item() <= LARGEST):
+    if not (low.item() >= -LARGEST_WEIGHT and high.item() <= LARGEST_WEIGHT):
         raise ValueError(f"{found} from {low.item():g} to {high.item():g}; expected finite numbers: {advice}")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 FP8 = torch.float8_e4m3fn
-LARGEST = 448.0
+LARGEST_FP8 = 448.0
 """The largest number of e4m3."""
 SMALLEST_SCALE = 1e-12
 """The scale of a row of zeros."""
@@ -125,7 +125,7 @@ def find_kernel(device: torch.device) -> None:
     try:
         from .fp8_kernel import quantize_rows as kernel
 
-        kernel(torch.ones(1, MULTIPLE, dtype=torch.bfloat16, device=device), LARGEST, SMALLEST_SCALE)
+        kernel(torch.ones(1, MULTIPLE, dtype=torch.bfloat16, device=device), LARGEST_FP8, SMALLEST_SCALE)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of Triton's import, its compiler, or the C compiler that it calls
@@ -147,11 +147,11 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     if _kernel and rows.is_cuda and rows.shape[-1] <= WIDEST:
         if not torch.compiler.is_compiling():
-            return _kernel(rows, LARGEST, SMALLEST_SCALE)
+            return _kernel(rows, LARGEST_FP8, SMALLEST_SCALE)
         if rows.shape[-1] >= WIDE:
             return _run_kernel(rows)
     largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
-    scale = (largest / LARGEST).clamp(min=SMALLEST_SCALE).bfloat16().float()
+    scale = (largest / LARGEST_FP8).clamp(min=SMALLEST_SCALE).bfloat16().float()
     quantized = torch.empty_like(rows, dtype=FP8, memory_format=torch.contiguous_format)
     return torch.div(rows, scale, out=quantized), scale
 
@@ -161,7 +161,7 @@ def _run_kernel(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The kernel as an operation that torch's compiler calls, and does not look into."""
     if _kernel is None:
         raise RuntimeError("the kernel that rounds rows has not been found: call find_kernel first")
-    return _kernel(rows, LARGEST, SMALLEST_SCALE)
+    return _kernel(rows, LARGEST_FP8, SMALLEST_SCALE)
 
 
 @_run_kernel.register_fake

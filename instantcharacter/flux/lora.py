@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..files.errors import escaped, first_few, first_line, quoted
 from ..files.reading import (
-    LARGEST,
+    LARGEST_WEIGHT,
     check_finite,
     check_weights,
     parse_json,
@@ -318,7 +318,7 @@ def _read_settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[st
 
 def _number(value: Any) -> float:
     """A number from a file; NaN for what is none, or for one that no float holds."""
-    return float(value) if type(value) in (int, float) and abs(value) <= LARGEST else math.nan
+    return float(value) if type(value) in (int, float) and abs(value) <= LARGEST_WEIGHT else math.nan
 
 
 def _layer_name(pattern: str) -> str:

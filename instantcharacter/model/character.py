@@ -16,15 +16,14 @@ from torch import Tensor
 
 from ..files.atomic import check_replaceable
 from ..files.errors import quoted
-from ..files.reading import LARGEST as LARGEST_FEATURE
-from ..files.reading import read_header, read_whole, unexpected
+from ..files.reading import LARGEST_WEIGHT, read_header, read_whole, unexpected
 from ..files.writing import write_safetensors
 from ..values import check_number, shown
 from .tensors import check_tensor
 
 EXPECTED = "a character file, from Character.save or `python -m instantcharacter encode`"
 FORMAT = "instantcharacter.character"
-LARGEST = 256 << 20
+LARGEST_FILE = 256 << 20
 """Bytes of a character's file at most: of 20 reference pictures, in float32."""
 LARGEST_THUMBNAIL = 4096
 """Pixels of a side."""
@@ -41,7 +40,7 @@ class Character:
         thumbnail: a small picture, or None.
 
     Raises:
-        ValueError: features of another shape, or that are not finite or above :data:`LARGEST_FEATURE`.
+        ValueError: features of another shape, or that are not finite or above :data:`LARGEST_WEIGHT`.
     """
 
     def __init__(self, fused: Tensor, fingerprint: str, thumbnail: Image.Image | None = None) -> None:
@@ -115,8 +114,8 @@ class Character:
         names, metadata = read_header(path, EXPECTED)
         if not _is_character(metadata) or "fused" not in names:
             raise unexpected(path, f"is not a character ({quoted(sorted(names)[:3])} in it)", EXPECTED)
-        if (length := Path(path).stat().st_size) > LARGEST:
-            raise unexpected(path, f"has {length} bytes, more than {LARGEST}", EXPECTED)
+        if (length := Path(path).stat().st_size) > LARGEST_FILE:
+            raise unexpected(path, f"has {length} bytes, more than {LARGEST_FILE}", EXPECTED)
         tensors = read_whole(path, EXPECTED)
         try:
             return cls(tensors["fused"], metadata["fingerprint"], _picture(tensors.get("thumbnail")))
@@ -159,7 +158,7 @@ def is_fingerprint(text: str | None) -> bool:
 def _check_features(fused: Tensor) -> None:
     if isinstance(fused, Tensor) and fused.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         fused = fused.float()  # torch compares none in 8 bits
-    check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_FEATURE)
+    check_tensor("a character's features", fused, (1, None, None), largest=LARGEST_WEIGHT)
 
 
 def _mixed_thumbnail(one: Image.Image | None, other: Image.Image | None, weight: float) -> Image.Image | None:

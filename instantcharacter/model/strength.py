@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from ..values import check_number
 
-LARGEST = 10.0
+STRONGEST = 10.0
 """Greatest strength, either way; far above it FLUX's sums overflow, and the picture is black."""
 
 
@@ -28,7 +28,7 @@ class Strength:
         single_blocks: factor in its single blocks, 38.
 
     Raises:
-        ValueError: a value that is not a number from 0 to :data:`LARGEST`.
+        ValueError: a value that is not a number from 0 to :data:`STRONGEST`.
     """
 
     start: float
@@ -39,7 +39,7 @@ class Strength:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check_number(f"the strength's {field.name}", getattr(self, field.name), 0, LARGEST)
+            check_number(f"the strength's {field.name}", getattr(self, field.name), 0, STRONGEST)
 
     @property
     def is_constant(self) -> bool:
@@ -54,7 +54,7 @@ class Strength:
 
     def __mul__(self, factor: float) -> Strength:
         """The strength, multiplied at all steps."""
-        check_number("a strength's factor", factor, 0, LARGEST)
+        check_number("a strength's factor", factor, 0, STRONGEST)
         return replace(self, start=self.start * factor, middle=self.middle * factor, end=self.end * factor)
 
 
@@ -63,9 +63,9 @@ Scale: TypeAlias = "float | Strength"
 
 
 def check_scale(name: str, scale: Any) -> None:
-    """Raise ``ValueError`` unless a value is a :class:`Strength`, or a number of at most :data:`LARGEST` either way."""
+    """Raise ``ValueError`` unless a value is a :class:`Strength`, or a number up to :data:`STRONGEST`, or minus it."""
     if not isinstance(scale, Strength):
-        check_number(name, scale, -LARGEST, LARGEST)
+        check_number(name, scale, -STRONGEST, STRONGEST)
 
 
 def scales_at(scale: Scale, progress: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..values import shown
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-LARGEST = 1e4
+LARGEST_LATENT = 1e4
 """Greatest magnitude of latents and embeddings: theirs is below 1000, and float16 ends at 65504."""
 
 
@@ -20,7 +20,7 @@ def check_tensor(
     value: Any,
     shape: Sequence[int | None],
     dtype: torch.dtype | None = None,
-    largest: float = LARGEST,
+    largest: float = LARGEST_LATENT,
 ) -> None:
     """Raise ``ValueError`` unless a value is a tensor of finite floats.
 

@@ -27,7 +27,7 @@ class FakePipeline:
         on_call: called with the number of the batch, from 0, before it is generated.
     """
 
-    offloader = None
+    offloader = transformer = None
     device = torch.device("cpu")
     image_processor = VaeImageProcessor()
 

@@ -7,7 +7,7 @@ from support import pictures
 from support.pictures import BLACK, RED, WHITE, same
 
 from instantcharacter.character.image import crops, cut_out, prepare_reference
-from instantcharacter.files.pictures import LARGEST, to_square
+from instantcharacter.files.pictures import LARGEST_SIDE, to_square
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_square_with_its_margin_is_within_the_limit():
     mask = Image.new("L", (4000, 20), 255)
     for margin in (0.0, 0.05, 0.5, 1.0):
         square = cut_out(Image.new("RGB", (4000, 20), RED), mask, margin)
-        assert LARGEST - 3 <= square.width <= LARGEST or margin == 0.0
+        assert LARGEST_SIDE - 3 <= square.width <= LARGEST_SIDE or margin == 0.0
         assert square.getpixel((square.width // 2, square.width // 2)) == RED
 
 

@@ -39,7 +39,7 @@ def distance(path: Path, other: Path) -> int:
 def test_processes_generate_one_picture_together(tmp_path):
     """Of a random seed, which they share; it is the picture that one process generates of it."""
     shared, alone = tmp_path / "shared.png", tmp_path / "alone.png"
-    settings = ["generate", "a character waving", "--reference", REFERENCE]
+    settings = ["generate", "--prompt", "a character waving", "--reference", REFERENCE]
     run = together(*settings, "--output", shared)
     assert run.returncode == 0, run.stdout
     assert run.stdout.count(f"wrote {shared}") == 1
@@ -66,7 +66,7 @@ def test_processes_generate_each_picture_of_a_batch_together(tmp_path, capfd):
     assert [(line["output"], "error" in line) for line in lines] == [("0001.png", False), ("0002.png", False)]
 
 
-@pytest.mark.parametrize("command", [("generate", "a fox"), ("batch", "jobs.jsonl")])
+@pytest.mark.parametrize("command", [("generate", "--prompt=a fox"), ("batch", "jobs.jsonl")])
 def test_one_process_is_told_how_to_start_several(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     Path("jobs.jsonl").write_text(json.dumps({"prompt": "a fox", "reference": REFERENCE}))
@@ -76,5 +76,5 @@ def test_one_process_is_told_how_to_start_several(tmp_path, monkeypatch, capsys,
 
 def test_processes_do_not_all_generate_the_same_picture(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["generate", "a fox", "--reference", REFERENCE, "--model=toy", "--output=out.png"]) == 2
+    assert main(["generate", "--prompt=a fox", "--reference", REFERENCE, "--model=toy", "--output=out.png"]) == 2
     assert "2 processes for one picture: give --parallel context, too" in capsys.readouterr().err

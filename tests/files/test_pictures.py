@@ -13,7 +13,7 @@ from support.pictures import BLACK, RED, WHITE, same
 
 from instantcharacter.files.pictures import (
     FULL_PIXELS,
-    LARGEST,
+    LARGEST_SIDE,
     MAX_PIXELS,
     MAX_SIDE,
     open_mask,
@@ -174,8 +174,8 @@ def test_unknown_fit_is_refused(gradient):
 def test_long_thin_pictures_are_shrunk():
     for size in ((30_000, 1), (1, 30_000)):
         for fit in ("pad", "stretch"):
-            assert to_square(Image.new("RGB", size, RED), fit).size == (LARGEST, LARGEST)
-    assert to_square(Image.new("RGB", (LARGEST, 3))).size == (LARGEST, LARGEST)
+            assert to_square(Image.new("RGB", size, RED), fit).size == (LARGEST_SIDE, LARGEST_SIDE)
+    assert to_square(Image.new("RGB", (LARGEST_SIDE, 3))).size == (LARGEST_SIDE, LARGEST_SIDE)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tiff", "webp"])

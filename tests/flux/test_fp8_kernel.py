@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instantcharacter.flux.fp8_layers import LARGEST, SMALLEST_SCALE, find_kernel, quantize_rows
+from instantcharacter.flux.fp8_layers import LARGEST_FP8, SMALLEST_SCALE, find_kernel, quantize_rows
 
 PACK = Path(__file__).parents[2]
 INTERPRETED = f"""
@@ -19,9 +19,9 @@ torch.manual_seed(0)
 rows = torch.randn(5, 1296) * torch.tensor([[0.0], [1e-3], [1], [30], [1e4]])
 quantized, scale = torch.full(rows.shape, 7.0).to(FP8), torch.zeros(5, 1)
 grid = quantize_row[(5,)]
-grid(rows, quantized, scale, 1296, 1296, {LARGEST}, {SMALLEST_SCALE}, BLOCK=2048)
+grid(rows, quantized, scale, 1296, 1296, {LARGEST_FP8}, {SMALLEST_SCALE}, BLOCK=2048)
 assert torch.equal(quantized[0].float(), torch.zeros(1296)), "a row of zeros"
-assert (scale[1:] / rows[1:].abs().amax(1, keepdim=True) * {LARGEST} - 1).abs().max() < 0.01, scale
+assert (scale[1:] / rows[1:].abs().amax(1, keepdim=True) * {LARGEST_FP8} - 1).abs().max() < 0.01, scale
 off = (quantized.float() * scale - rows)[1:].norm(dim=1) / rows[1:].norm(dim=1)
 assert off.max() < 0.1, off  # the interpreter rounds down; a GPU to the nearest, as tests of the operations have it
 """

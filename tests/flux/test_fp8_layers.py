@@ -11,7 +11,7 @@ from support.fp8 import needs_fp8_arithmetic
 from support.recorded import error
 from torch import Tensor, nn
 
-from instantcharacter.flux.fp8_layers import FP8, LARGEST, Fp8Linear, StoredLinear, quantize_rows
+from instantcharacter.flux.fp8_layers import FP8, LARGEST_FP8, Fp8Linear, StoredLinear, quantize_rows
 
 E4M3_ERROR = 1 / 16
 """The most that rounding to 4 significant bits moves a number, relative to it."""
@@ -49,7 +49,7 @@ def test_rows_are_rounded_relative_to_their_largest_number(dtype):
     x = rows(5, 64, dtype=dtype) * torch.tensor([[1.0], [1e-4], [1e3], [3.0], [0.02]]).to(dtype)
     quantized, scale = quantize_rows(x)
     assert (quantized.dtype, scale.dtype, scale.shape) == (FP8, torch.float32, (5, 1))
-    assert quantized.float().abs().amax(dim=1).tolist() == [LARGEST] * 5
+    assert quantized.float().abs().amax(dim=1).tolist() == [LARGEST_FP8] * 5
     numbers, exact = quantized.float() * scale, x.float()
     ordinary = exact.abs() > exact.abs().amax(dim=1, keepdim=True) / 2**14
     assert ((numbers - exact).abs() <= E4M3_ERROR * exact.abs() * 1.001)[ordinary].all()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from instantcharacter.character.image import cut_out, prepare_reference
-from instantcharacter.files.pictures import LARGEST, open_mask, open_picture
+from instantcharacter.files.pictures import LARGEST_SIDE, open_mask, open_picture
 
 SIDES = st.sampled_from([0, 1, 2, 3, 4, 5, 7, 33])
 SHAPES = st.one_of(
@@ -86,7 +86,7 @@ def test_pictures_with_masks(outcomes, picture, mask, margin, data):
 
     def is_right(prepared: tuple[Image.Image, str]) -> bool:
         square, _ = prepared
-        return square.mode == "RGB" and 1 <= square.width == square.height <= LARGEST
+        return square.mode == "RGB" and 1 <= square.width == square.height <= LARGEST_SIDE
 
     outcomes.judge(lambda: prepare_reference(picture, mask, margin, fit, keep), is_right)
 

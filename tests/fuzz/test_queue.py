@@ -126,7 +126,7 @@ def judge(outcomes: Outcomes, server: Server, prompt: dict[str, Any], may_be_acc
         values = [value for values in shown(history["outputs"]).values() for value in values]
         generated = any(node["class_type"] in GENERATING for node in prompt.values())
         constant = generated and any(isinstance(value, float) and not value > 1e-4 for value in values)
-        broken = False in values or any(value != value for value in values) or constant
+        broken = constant or any(value is False or value != value for value in values)  # 0.0 equals False
         outcomes.count("right" if may_be_accepted and not broken else "wrong", json.dumps(prompt)[-2000:])
         return True
     (failure,) = (content for kind, content in history["status"]["messages"] if kind == "execution_error")

@@ -114,7 +114,7 @@ def load_pipeline(adapter: CharacterAdapter, options: PictureOptions) -> Instant
         if names:
             pipeline.set_adapters(names, [weight for _, weight in options.lora])
         start("adding the character adapter")
-        pipeline.set_character_adapter(adapter)
+        pipeline.set_character_adapter(adapter, device)
         adapter.projector.resampler.to(dtype)
     plan = pipeline.enable_character_offload(options.offload, options.vram, device)
     if options.verbose:

@@ -219,5 +219,5 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     add("--siglip", default=catalog.SIGLIP, help="a folder, hub id or .safetensors, or toy")
     add("--dinov2", default=catalog.DINOV2, help="a folder, hub id or .safetensors, or toy")
     add("--adapter", default=catalog.ADAPTER, help="a .bin, .safetensors, folder or hub id, or toy")
-    add("--device", help="mps on a Mac, cuda if there is one, else cpu")
+    add("--device", help="cuda:1 for the second GPU; mps on a Mac, cuda if there is one, else cpu")
     add("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")

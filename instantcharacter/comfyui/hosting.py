@@ -20,23 +20,27 @@ from ..model.adapter import CharacterAdapter
 from ..model.attention import FoldedCharacterAttention
 from ..model.character import Character
 from ..model.folding import fold
-from ..offload.host_weights import HostWeights, HostWeightsCache
+from ..offload.host_weights import HostWeightsCache
 from ..offload.sizes import tensors_of
 from ..offload.streaming import StreamedBlocks
 from .internals import pins_memory
 from .patchers import HostedPatcher
 
 
-def to_patcher(module: nn.Module) -> Any:
+def to_patcher(module: nn.Module, device: torch.device | None = None) -> Any:
     """A ``ModelPatcher`` of a module: ComfyUI loads, counts and unloads its weights, as a whole.
 
     It is ComfyUI's static one: the one for dynamic VRAM cannot move a module back whose layers are not ComfyUI's.
 
     Args:
-        module: on the CPU or on ComfyUI's device. ComfyUI moves it to the CPU when it needs the memory.
+        module: on the CPU or on the device. ComfyUI moves it to the CPU when it needs the memory.
+        device: where ComfyUI loads it; ComfyUI's own device if None.
     """
-    device, offload_device = management.get_torch_device(), management.unet_offload_device()
-    return comfy.model_patcher.ModelPatcher(module, load_device=device, offload_device=offload_device)
+    devices = {
+        "load_device": device or management.get_torch_device(),
+        "offload_device": management.unet_offload_device(),
+    }
+    return comfy.model_patcher.ModelPatcher(module, **devices)
 
 
 def load(patcher: Any, activation_bytes: int = 0) -> Any:
@@ -85,9 +89,9 @@ class HostedAdapter:
             self._attention[device, dtype] = HostedAttention(fold(self.adapter, device, dtype), device)
         return self._attention[device, dtype]
 
-    def resampling(self) -> AbstractContextManager[None]:
-        """Context manager in which the resampler is on ComfyUI's device."""
-        return self.resampler.on_device(management.get_torch_device())
+    def resampling(self, device: torch.device) -> AbstractContextManager[None]:
+        """Context manager in which the resampler is on a device."""
+        return self.resampler.on_device(device)
 
     def key_scales(self, query_scales: Tensor) -> list[Tensor]:
         """The scale of each block's keys, [head_dim], for FLUX's query scales, [blocks, head_dim]."""
@@ -105,7 +109,7 @@ class HostedResampler:
     def __init__(self, resampler: nn.Module, dtype: torch.dtype | None = None) -> None:
         self._resampler = resampler
         self._dtype = dtype
-        self._weights: HostWeights | None = None
+        self._host_weights = HostWeightsCache()
 
     @contextmanager
     def on_device(self, device: torch.device) -> Iterator[None]:
@@ -114,15 +118,16 @@ class HostedResampler:
         if management.is_device_cpu(device):
             yield
             return
-        self._weights = self._weights or HostWeights(tensors_of(self._resampler), pins_memory())
-        management.free_memory(self._weights.size, device)
-        memory = torch.empty(self._weights.size, dtype=torch.uint8, device=device)
-        self._weights.copy_to(memory)
-        self._weights.bind(memory)
+        tensors = tensors_of(self._resampler)
+        weights = self._host_weights.get(self._resampler, tensors, device if pins_memory() else None)
+        management.free_memory(weights.size, device)
+        memory = torch.empty(weights.size, dtype=torch.uint8, device=device)
+        weights.copy_to(memory)
+        weights.bind(memory)
         try:
             yield
         finally:
-            self._weights.unbind()
+            weights.unbind()
 
 
 class HostedAttention:
@@ -145,7 +150,8 @@ class HostedAttention:
             return
         pinned, host_weights = pins_memory(), HostWeightsCache()
         for block in blocks:
-            host_weights.get(block, tensors_of(block), pinned)  # moves it there, before the next one is made
+            pinned_for = device if pinned else None
+            host_weights.get(block, tensors_of(block), pinned_for)  # moves it there, before the next one is made
             self._blocks.append(block)
         self._streamed = StreamedBlocks(self._blocks, device, pinned, host_weights)
 

@@ -104,6 +104,7 @@ def _load_attention(executor: Any, *args: Any, **kwargs: Any) -> Any:
     options = apply_model_options(executor, args, kwargs)
     state = options.get(KEY)
     if isinstance(state, SamplingState):
+        state.check_device(args[0].device)
         compiled = is_compiled(options)
         state.load_attention(args[0].shape, compiled)
         if compiled:

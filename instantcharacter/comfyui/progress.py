@@ -45,18 +45,19 @@ class StepCallback:
         height: of the picture in pixels.
         steps: number of denoising steps.
         latent_format: ComfyUI's, of the pipeline's latents.
+        device: of the latents.
 
     Attributes:
         samples: after the last step, the latents as the samples of a LATENT, [B, channels, h, w].
     """
 
-    def __init__(self, width: int, height: int, steps: int, latent_format: Any) -> None:
+    def __init__(self, width: int, height: int, steps: int, latent_format: Any, device: torch.device) -> None:
         self.samples = torch.empty(0)
         self._tokens = (height // TOKEN_SIZE, width // TOKEN_SIZE)
         self._steps = steps
         self._bar = comfy.utils.ProgressBar(steps)
         self._format = latent_format
-        self._previewer = latent_preview.get_previewer(management.get_torch_device(), self._format)
+        self._previewer = latent_preview.get_previewer(device, self._format)
         self._channels = 4 * latent_format.latent_channels
         self._previous: Tensor | None = None
 

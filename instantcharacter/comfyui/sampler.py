@@ -39,6 +39,8 @@ class HostedPipeline:
     ``ModelPatcher`` for ComfyUI, which unloads them for other models. The character adapter is not part of the plan:
     :class:`HostedAdapter` gives it to ComfyUI.
 
+    It runs on the device that is ComfyUI's when it is made.
+
     Args:
         pipeline: on the CPU, its LoRAs loaded.
         strategy: what stays on the GPU, see :meth:`CharacterPipelineMixin.enable_character_offload`.
@@ -102,7 +104,7 @@ class HostedPipeline:
         self._set_lora_strength(lora_strength)
         pipeline, init_settings = self._init_settings(init, steps)
         width, height = size if init is None else init.size
-        callback = StepCallback(width, height, steps, self._latent_format)
+        callback = StepCallback(width, height, steps, self._latent_format, self._device)
         try:
             image = pipeline(
                 subject_image=None if character is None else character.character,
@@ -150,8 +152,8 @@ class HostedPipeline:
             management.free_memory(activation_bytes, self._device)
 
     def _plan_memory(self) -> None:
-        """Unload all of ComfyUI's models, and plan for the memory that is then free."""
-        management.unload_all_models()
+        """Unload all of ComfyUI's models from the device, and plan for the memory that is then free."""
+        management.free_memory(1e30, self._device)
         available = free_memory_for_models(self._device) / GIB
         vram_gb = min(available, self._vram_gb) if self._vram_gb else available
         plan = self.pipeline.enable_character_offload(self._strategy, vram_gb, self._device)
@@ -167,7 +169,7 @@ class HostedPipeline:
         if self.resident:
             unload(self.resident)
         modules = offloader.resident_modules()
-        self.resident = to_patcher(FluxWeights(modules)) if modules else None
+        self.resident = to_patcher(FluxWeights(modules), self._device) if modules else None
         self._resident_plan = resident_plan
 
     def _set_lora_strength(self, strength: float) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..model.attention import check_query_scale
 from ..model.character import Character
 from ..model.conditioning import Subject, add_subjects
+from ..offload.devices import current, same_device
 from .conditioning import CharacterConditioning
 from .hosting import HostedAdapter, HostedAttention
 from .internals import block_and_image_start, compute_dtype, free_memory_beside, query_norms
@@ -52,7 +53,7 @@ class SamplingState:
         self, conditionings: Sequence[CharacterConditioning], model: Any, noise: Tensor, sigmas: Tensor
     ) -> None:
         self._model = model
-        self._device: torch.device = model.load_device
+        self._device: torch.device = model.load_device  # another than ComfyUI's own, where the user has several GPUs
         self._dtype = compute_dtype(model)
         sampling = model.get_model_object("model_sampling")
         timesteps = to_adapter(sampling.timestep(sigmas.cpu()))
@@ -80,12 +81,23 @@ class SamplingState:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Context manager of the sampling, in which the characters' weights are on its device."""
-        with self._weights:
+        """Context manager of the sampling, in which the characters' weights are on its device.
+
+        The device is the current one: ComfyUI 0.20 waits for its copies of FLUX's weights on the current one alone.
+        """
+        with current(self._device), self._weights:
             for adapter in self._attention:
                 self._weights.enter_context(adapter.resampler.on_device(self._device))
             self._fused = {each.character: self._to_resampler(each) for each in self._conditionings}
             yield
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise ``RuntimeError`` if FLUX is called on another device than the MODEL's, where the characters are."""
+        if not same_device(device, self._device):
+            raise RuntimeError(
+                f"InstantCharacter: FLUX runs on {device} too, and the character is on {self._device} alone: remove "
+                "the node that spreads the prompts over several GPUs (MultiGPU CFG Split), or set KSampler's cfg to 1"
+            )
 
     def load_attention(self, latents_shape: Sequence[int], compiled: bool) -> None:
         """Load the weights of the attention, if they are not; see :meth:`HostedAttention.on_device`.

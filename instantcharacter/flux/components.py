@@ -71,6 +71,7 @@ class DiffusersControls:
     def apply(self, plan: MemoryPlan, device: torch.device) -> None:
         """Use diffusers' own offloading if the plan does, and decode one picture, or one tile, at a time."""
         pipeline = self._pipeline
+        forget_gpu(pipeline)
         if plan.strategy == "model":
             pipeline.enable_model_cpu_offload(device=device)
         elif plan.strategy == "sequential" and device.type != "cpu":  # accelerate cannot offload from the CPU
@@ -85,6 +86,11 @@ class DiffusersControls:
         if self._decoding:
             self._decoding.undo()
             self._decoding = None
+
+
+def forget_gpu(pipeline: DiffusionPipeline) -> None:
+    """Have diffusers offload from the GPU that it is told: in place of the first one it takes that of the last time."""
+    vars(pipeline).pop("_offload_gpu_id", None)
 
 
 class PiecewiseDecoding:

@@ -57,8 +57,8 @@ class MemoryMixin(ModelChangesMixin):
                 streaming can. ``"model"``: one model at a time, by diffusers. ``"sequential"``: one layer at a time,
                 by accelerate: the least memory, and by far the slowest.
             vram_gb: GiB of GPU memory to use at most; all that is free now, but for what a desktop needs, if not given.
-            device: where to run; :func:`~.default_device` if not given. On a Mac, whose GPU computes in host memory,
-                all weights stay.
+            device: where to run, such as ``"cuda:1"``; if not given, the GPU that the pipeline is on, or else
+                :func:`~.default_device`. On a Mac, whose GPU computes in host memory, all weights stay.
 
         Returns:
             The plan; print it.
@@ -68,7 +68,7 @@ class MemoryMixin(ModelChangesMixin):
             RuntimeError: another pipeline offloads the same models, and does not share its state with this one.
             torch.OutOfMemoryError: not even the smallest plan's weights fit; nothing is offloaded then.
         """
-        request = OffloadRequest(strategy, vram_gb, as_device(device))
+        request = OffloadRequest(strategy, vram_gb, self._device_or_own(device))
         with self._turns.one(changes=True):
             return self._state.offload.enable(self._first or self, self._components(), request)
 
@@ -94,12 +94,12 @@ class MemoryMixin(ModelChangesMixin):
         pictures are slightly different. LoRAs, adapters and offloading may come before or after it.
 
         Args:
-            device: where FLUX is to run; :func:`~.default_device` if not given.
+            device: where FLUX is to run, see :meth:`enable_character_offload`.
 
         Raises:
             ValueError: the device has no 8-bit arithmetic, or FLUX is quantised or offloaded by others.
         """
-        target = as_device(device)
+        target = self._device_or_own(device)
         by_rows = check_fp8_arithmetic(target)
         with self._changing():
             compute_in_fp8(self.transformer, compute_dtype(self.transformer), by_rows, target)
@@ -122,6 +122,12 @@ class MemoryMixin(ModelChangesMixin):
     @property
     def _execution_device(self) -> torch.device:
         return self.offloader.device if self.offloader else super()._execution_device
+
+    def _device_or_own(self, device: str | torch.device | None) -> torch.device:
+        """A device by its name; without a name the GPU that the pipeline is on, or else :func:`~.default_device`."""
+        if device is None and (own := self._execution_device).type not in ("cpu", "meta"):
+            return as_device(own)
+        return as_device(device)
 
     def _components(self) -> ComponentModules:
         adapter = None if self._state.host else self._state.adapter

@@ -17,7 +17,6 @@ from ..files.pictures import Picture, ResizeMode, open_picture
 from ..model.adapter import CharacterAdapter
 from ..model.character import Character
 from ..model.strength import Scale
-from ..offload.devices import as_device
 from ..offload.streaming import on_device
 from ..values import check_choice
 from ..versions import warn_if_newer
@@ -53,14 +52,14 @@ class CharacterPipelineMixin(MemoryMixin):
 
         Args:
             adapter: the adapter. One that is refused leaves the one before in its place.
-            device: where it is folded, see :mod:`~instantcharacter.model.folding`; :func:`~.default_device` if not
-                given.
+            device: where it is folded, see :mod:`~instantcharacter.model.folding`; if not given, the GPU that the
+                pipeline is on, or else :func:`~.default_device`.
 
         Raises:
             ValueError: an adapter for a transformer of another width or number of blocks.
         """
         check_fits(self.transformer, adapter)
-        compute_on = as_device(device)
+        compute_on = self._device_or_own(device)
         warn_if_newer("diffusers")
         with self._changing():
             attach(self.transformer, adapter, compute_on=compute_on)
@@ -248,7 +247,7 @@ class CharacterPipelineMixin(MemoryMixin):
         cache, request = self._state.tokens, (character, timesteps, device, dtype)
         assert cache is not None, "it is set with the adapter"
         host = None if cache.has(*request) else self.adapter_host
-        with host.resampling() if host else nullcontext():
+        with host.resampling(device) if host else nullcontext():
             return cache.tokens(*request)
 
 

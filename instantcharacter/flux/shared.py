@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from ..character.encoders import CharacterEncoder
 from ..character.tokens import TokenCache
 from ..model.adapter import CharacterAdapter
@@ -16,8 +18,8 @@ from .offloading import PipelineOffload
 class AdapterHost(Protocol):
     """Manages an adapter's weights in place of a pipeline's offloading."""
 
-    def resampling(self) -> AbstractContextManager[Any]:
-        """Context manager in which the adapter's resampler is on the device."""
+    def resampling(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Context manager in which the adapter's resampler is on a device."""
 
 
 @dataclass(eq=False)

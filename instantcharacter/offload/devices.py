@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -27,18 +29,37 @@ def default_device() -> torch.device:
 def as_device(device: str | torch.device | None) -> torch.device:
     """A device by its name; :func:`default_device` if not given.
 
+    ``"cuda"`` is the GPU that is the current one now: another may be so in the thread, or at the time, of a run.
+
     Raises:
         ValueError: no device that torch knows.
     """
     try:
-        return default_device() if device is None else torch.device(device)
+        found = default_device() if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device is {shown(device)}; expected one of torch's, such as 'cuda' or 'cpu'") from error
+    if found.type == "cuda" and found.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 def shares_memory(device: torch.device) -> bool:
     """Whether a device computes in the host's own memory, so that moving weights to it frees nothing."""
     return device.type in ("cpu", "mps")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all that a device is doing."""
+    if device.type == "mps":  # there is one
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Context manager in which a device is the current one: torch's streams, and CUDA's calls, leave others alone."""
+    backend: Any = getattr(torch, device.type, None)
+    return backend.device(device) if hasattr(backend, "device") else nullcontext()
 
 
 def free_memory(device: torch.device, modules: Iterable[nn.Module]) -> int:
@@ -48,7 +69,7 @@ def free_memory(device: torch.device, modules: Iterable[nn.Module]) -> int:
     backend = torch.get_device_module(device)
     free, _ = backend.mem_get_info(device)
     cached = backend.memory_reserved(device) - backend.memory_allocated(device)
-    return free + cached + sum(t.nbytes for t in tensors_of(*modules) if _same_device(t.device, device))
+    return free + cached + sum(t.nbytes for t in tensors_of(*modules) if same_device(t.device, device))
 
 
 def host_memory() -> int:
@@ -88,9 +109,9 @@ def container_memory(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int:
     return max(left, 0)
 
 
-def _same_device(one: torch.device, other: torch.device) -> bool:
+def same_device(one: torch.device, other: torch.device) -> bool:
     """Whether two devices are one; a device without an index is the current one of its type."""
-    if one.type != other.type or one.index == other.index:
+    if one.type != other.type or one.index == other.index or shares_memory(one):
         return one.type == other.type
     current = torch.get_device_module(one).current_device()
     return (current if one.index is None else one.index) == (current if other.index is None else other.index)

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .devices import current
 from .sizes import GIB
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,12 @@ class HostWeights:
 
     Args:
         tensors: parameters and buffers of a module.
-        pinned: lock the piece in memory, so that a GPU copies it at the link's full speed and in the background.
+        pinned_for: the GPU for which the piece is locked in memory, so that the GPU copies it at the link's full speed
+            and in the background; None if it is not locked.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], pinned: bool) -> None:
-        self.pinned = pinned
+    def __init__(self, tensors: Sequence[Tensor], pinned_for: torch.device | None) -> None:
+        self.pinned_for = pinned_for
         self._tensors = tensors
         self._slices: list[_Slice] = []
         self.size = 0
@@ -41,8 +43,8 @@ class HostWeights:
             self._slices.append(_Slice(begin, begin + data.nbytes, data.dtype, data.shape))
             self.size = begin + -(-data.nbytes // ALIGNMENT) * ALIGNMENT
         self._memory = allocate(self.size)
-        if pinned:
-            pin(self._memory)
+        if pinned_for:
+            pin(self._memory, pinned_for)
         for tensor, view in zip(tensors, self._views(self._memory)):
             tensor.data = view.copy_(tensor.data)
 
@@ -77,11 +79,11 @@ class HostWeightsCache:
     def __init__(self) -> None:
         self._weights: WeakKeyDictionary[nn.Module, HostWeights] = WeakKeyDictionary()
 
-    def get(self, module: nn.Module, tensors: Sequence[Tensor], pinned: bool) -> HostWeights:
+    def get(self, module: nn.Module, tensors: Sequence[Tensor], pinned_for: torch.device | None) -> HostWeights:
         """The host weights of some of a module's tensors: those that hold them already, or new ones."""
         weights = self._weights.get(module)
-        if weights is None or weights.pinned != pinned or not weights.holds(tensors):
-            weights = self._weights[module] = HostWeights(tensors, pinned)
+        if weights is None or weights.pinned_for != pinned_for or not weights.holds(tensors):
+            weights = self._weights[module] = HostWeights(tensors, pinned_for)
         return weights
 
     def forget(self, modules: Iterable[nn.Module]) -> None:
@@ -107,30 +109,37 @@ def allocate(size: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype=torch.uint8) if size else torch.empty(0).byte()
 
 
-def pin(memory: Tensor) -> None:
-    """Lock a tensor's memory where it is; a warning says if it cannot be locked.
+def pin(memory: Tensor, device: torch.device) -> None:
+    """Lock a tensor's memory where it is, for a CUDA device; a warning says if it cannot be locked.
 
-    ``Tensor.pin_memory`` would copy it, and torch's host allocator rounds up to a power of two.
+    ``Tensor.pin_memory`` would copy it, and torch's host allocator rounds up to a power of two. CUDA's own calls act on
+    the current device, on which they would take hundreds of megabytes.
     """
-    if not torch.cuda.is_available() or not memory.nbytes:
+    if device.type != "cuda" or not torch.cuda.is_available() or not memory.nbytes:
         return
     runtime, address = torch.cuda.cudart(), memory.data_ptr()
-    if int(runtime.cudaHostRegister(address, memory.nbytes, 0)):
-        logger.warning("%.2f GiB of host memory cannot be pinned: streaming is slower", memory.nbytes / GIB)
-        _clear_cuda_error()
-    else:
-        weakref.finalize(memory.untyped_storage(), _unpin, runtime, address)
+    with current(device):
+        if int(runtime.cudaHostRegister(address, memory.nbytes, 0)):
+            logger.warning("%.2f GiB of host memory cannot be pinned: streaming is slower", memory.nbytes / GIB)
+            _clear_cuda_error()
+        else:
+            weakref.finalize(memory.untyped_storage(), _unpin, runtime, address, device)
 
 
-def _unpin(runtime: Any, address: int) -> None:
-    if torch.cuda.is_initialized():
+def _unpin(runtime: Any, address: int, device: torch.device) -> None:
+    if not torch.cuda.is_initialized():  # in a forked process, which has the memory but no GPU
+        return
+    with current(device):
         torch.cuda.synchronize()  # the GPU may still copy from there
-    if int(runtime.cudaHostUnregister(address)):
-        _clear_cuda_error()
+        if int(runtime.cudaHostUnregister(address)):
+            _clear_cuda_error()
 
 
 def _clear_cuda_error() -> None:
-    """Run a kernel, at which torch raises the error that CUDA keeps of a failed call: here, where it is expected."""
+    """Run a kernel, at which torch raises the error that CUDA keeps of a failed call: here, where it is expected.
+
+    It runs on the current device.
+    """
     try:
         torch.zeros(1, device="cuda")
     except RuntimeError:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from .devices import synchronize
 from .host_weights import HostWeightsCache
 from .planning import MemoryPlan
 from .sizes import OUTSIDE_THE_PIPELINE, ComponentModules, blocks_of
@@ -144,8 +145,7 @@ class Offloader:
 
     def undo(self) -> None:
         """Stop offloading; the weights stay where they are between the modules' runs."""
-        if self.device.type != "cpu":  # which may still copy from memory that is freed here
-            torch.get_device_module(self.device).synchronize()
+        synchronize(self.device)  # it may still copy from memory that is freed here
         for offloaded in self._offloaded.values():
             offloaded.remove()
         self._offloaded = {}

@@ -21,6 +21,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .devices import current
 from .host_weights import HostWeightsCache
 from .sizes import SLOTS, tensors_of
 
@@ -124,7 +125,7 @@ class OffloadedModule:
         if resident:
             for tensor in rest:
                 tensor.data = tensor.data.to(device)
-        self._rest = None if resident else host_weights.get(module, rest, pinned)
+        self._rest = None if resident else host_weights.get(module, rest, device if pinned else None)
         self._blocks = StreamedBlocks(streamed, device, pinned, host_weights)
         self._handles = self._blocks.register_hooks(streamed)
         self.__signature__ = inspect.signature(module.forward)
@@ -196,7 +197,8 @@ class StreamedBlocks:
     ) -> None:
         host_weights = host_weights or HostWeightsCache()
         self._device = device
-        self._weights = [host_weights.get(block, tensors_of(block), pinned) for block in blocks]
+        pinned_for = device if pinned else None
+        self._weights = [host_weights.get(block, tensors_of(block), pinned_for) for block in blocks]
         self._largest = max((weights.size for weights in self._weights), default=0)
         self.size = len(blocks) * self._largest
         self._slots: list[Tensor] = []
@@ -301,7 +303,7 @@ class StreamedBlocks:
             slot = (slot + 1) % count
         self._oldest = (slot + 1) % count
         self._copying.wait_stream(self._backend.current_stream(self._device))
-        with self._backend.stream(self._copying):
+        with current(self._device), self._backend.stream(self._copying):
             self._weights[i].copy_to(self._slots[slot])
             self._filled[slot].record(self._copying)
         self._in_slot[slot] = i

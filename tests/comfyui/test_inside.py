@@ -13,13 +13,15 @@ from support import server as comfyui
 
 REASON = comfyui.why_not("pytest")
 INSIDE = comfyui.PACK / "tests/comfyui/inside"
-FILES = sorted(path.name for path in INSIDE.glob("test_*.py"))
+FILES = sorted(path.name for path in INSIDE.glob("test_*.py") if path.name != "test_several_gpus.py")
 ON_GPUS = [
     (file, gpu)
     for file in ("test_model_patch.py", "test_patchers.py", "test_sampler.py")
     for gpu in ("static", "novram", "dynamic", "tight")
 ]
 ON_GPUS += [("test_toy.py", gpu) for gpu in ("static", "novram")]
+ON_GPUS += [("test_sampler.py", gpu) for gpu in ("second", "cpu")]
+ON_GPUS += [("test_several_gpus.py", gpu) for gpu in ("second", "dynamic-second")]
 
 
 @pytest.mark.skipif(bool(REASON), reason=str(REASON))

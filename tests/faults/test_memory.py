@@ -19,20 +19,21 @@ def test_picture(undisturbed, strategy, number):
     with PretendedCuda() as card:
         pipeline = complete_pipeline()
         pipeline.enable_character_offload(strategy, device=CUDA)
-        allocate, calls = card.allocate, []
+        (gpu,), calls = card.gpus, []
+        allocate = gpu.allocate
 
         def allocate_but_one(size: int) -> None:
             calls.append(size)
             if len(calls) == number + 1:
-                card.allocated += size  # as the card's own does
+                gpu.allocated += size  # as the card's own does
                 raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
             allocate(size)
 
-        card.allocate = allocate_but_one
+        gpu.allocate = allocate_but_one
         try:
             generate(pipeline)
         except torch.OutOfMemoryError as error:
             assert "out of memory" in str(error)
-        card.allocate = allocate
+        gpu.allocate = allocate
         assert torch.equal(generate(pipeline).to(CPU), undisturbed)
     assert not card.races

@@ -6,10 +6,19 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from support.pretended_cuda import PretendedCuda
+from support.pretended_cuda import CUDA, PretendedCuda
 from torch import nn
 
-from instantcharacter.offload.devices import container_memory, default_device, free_memory, host_memory
+from instantcharacter.offload.devices import (
+    as_device,
+    container_memory,
+    current,
+    default_device,
+    free_memory,
+    host_memory,
+    same_device,
+    synchronize,
+)
 
 CPU = torch.device("cpu")
 
@@ -69,6 +78,45 @@ def test_default_device_is_the_gpu_if_there_is_one(monkeypatch):
     assert default_device().type == "cuda"
 
 
+def test_cuda_is_the_current_gpu():
+    with PretendedCuda(devices=2), torch.cuda.device(1):
+        second = torch.device("cuda", 1)
+        assert [as_device(name) for name in (None, "cuda", "cuda:0", "cpu")] == [second, second, CUDA, CPU]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("mps", "mps:0", True),
+        ("cpu", "cpu:0", True),
+        ("cuda", "cuda:1", True),
+        ("cuda", "cuda:0", False),
+        ("cuda:0", "cuda:1", False),
+        ("cpu", "cuda", False),
+    ],
+)
+def test_a_device_without_a_number_is_the_current_one(one, other, same):
+    with PretendedCuda(devices=2), torch.cuda.device(1):
+        assert same_device(torch.device(one), torch.device(other)) == same
+        assert same_device(torch.device(other), torch.device(one)) == same
+
+
+def test_a_gpu_is_the_current_one_within_a_block_and_other_devices_change_nothing():
+    with PretendedCuda(devices=2):
+        for name, index in (("cuda:1", 1), ("cuda:0", 0), ("cpu", 0), ("mps", 0), ("privateuseone:0", 0)):
+            with current(torch.device(name)):
+                assert torch.cuda.current_device() == index
+            assert torch.cuda.current_device() == 0
+
+
+def test_one_device_is_waited_for_and_no_other():
+    with PretendedCuda(devices=2) as card:
+        synchronize(CPU)
+        assert not card.initialized
+        synchronize(torch.device("cuda", 1))
+        assert card.contexts == {1}
+
+
 @pytest.fixture
 def backend(monkeypatch) -> None:
     """A device with 10 bytes free, and 2 more that torch has cached."""
@@ -87,10 +135,11 @@ def test_weights_on_the_device_count_as_free(backend):
 
 def test_weights_on_another_gpu_do_not_count_as_free():
     module = nn.Linear(3, 5, bias=False)
-    with PretendedCuda():
+    with PretendedCuda(capacity=1000, devices=2) as card:
         module.to("cuda")
+        card.gpus[1].allocated = 30
         on_this, on_other = (free_memory(torch.device("cuda", i), [module]) for i in (0, 1))
-        assert on_this - on_other == 60
+        assert (on_this, on_other) == (1000, 970)
         assert free_memory(torch.device("cuda"), [module]) == on_this
 
 

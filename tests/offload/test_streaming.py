@@ -274,3 +274,17 @@ def test_a_failed_run_leaves_the_weights_in_host_memory():
             raise KeyboardInterrupt
         assert {parameter.device for parameter in model.parameters()} == {CPU}
         assert not card.races
+
+
+def test_blocks_stream_to_another_gpu_than_the_current_one():
+    model, second = Chain(), torch.device("cuda", 1)
+    expected = [block(X) for block in model.blocks]
+    with PretendedCuda(devices=2) as card:
+        blocks = StreamedBlocks(model.blocks, second, True)
+        with blocks.running():
+            for i, block in enumerate(model.blocks):
+                blocks.prefetch(i)
+                blocks.load(i)
+                assert torch.equal(block(X.to(second)).cpu(), expected[i])
+        assert card.contexts == {1}
+        assert not card.races

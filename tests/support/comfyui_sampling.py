@@ -38,6 +38,6 @@ def sample(model, sampler="euler", sigmas=SIGMAS, cfg=1.0, batch=1, **settings) 
     try:
         return comfy.sample.sample_custom(model, noise, cfg, chosen, sigmas, positive, negative, empty, **settings)
     except BaseException:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # ComfyUI's copies may be under way when a sampling fails, and its memory goes
         raise

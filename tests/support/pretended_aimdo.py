@@ -35,7 +35,7 @@ class ModelVBAR:
         self.offset = (self.offset + 511) & ~511
         begin = self.offset
         self.offset += num_bytes
-        self.pieces[begin] = torch.full((num_bytes,), 255, dtype=torch.uint8, device="cuda")
+        self.pieces[begin] = torch.full((num_bytes,), 255, dtype=torch.uint8, device=self.device)
         return (self, begin, num_bytes)
 
     def drop(self, page: int, unpin: bool = False) -> bool:
@@ -43,7 +43,7 @@ class ModelVBAR:
             return False
         self.handles[page] = False
         Budget.used -= 1
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self.device)
         for begin, piece in self.pieces.items():
             if begin < (page + 1) * PAGE and begin + len(piece) > page * PAGE:
                 piece.fill_(255)  # NaN, whatever the type
@@ -105,7 +105,7 @@ class ModelVBAR:
 
 class VRAMBuffer:
     def __init__(self, max_size: int, device: Any) -> None:
-        self.memory = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
+        self.memory = torch.zeros(64 << 20, dtype=torch.uint8, device=device)
         self.memory.untyped_storage()._place.written = None
         self.allocated = 0
 

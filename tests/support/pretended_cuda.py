@@ -1,14 +1,16 @@
-"""A CUDA device that is not there, for tests on a machine without one.
+"""CUDA devices that are not there, for tests on a machine without one.
 
 Every tensor lives in host memory and is computed there, with real values; where it would be is written on its storage,
 so views, ``.data`` and modules' weights carry it along. Inside :class:`PretendedCuda`
 
-* ``tensor.device``, ``.to``, ``.cuda``, ``device="cuda"`` and ``torch.cuda`` speak of the device as if it were there;
+* ``tensor.device``, ``.to``, ``.cuda``, ``device="cuda"`` and ``torch.cuda`` speak of devices as if they were there;
+  what names none of several is on the current one;
 * an operation on tensors of different devices raises, as on a real one (a number in a 0-d CPU tensor may join in
   element-wise operations and indices may come from the host: nothing else);
 * streams and events are followed with vector clocks: a read before its copy is known to be done, a slot that is
   written while it may still be read, memory that is freed while another stream may still use it, are put in ``races``;
 * ``torch.cuda.memory_allocated`` counts, and a ``capacity`` makes ``torch.OutOfMemoryError``;
+* ``contexts`` has the devices that a process would have a context on: hundreds of megabytes of each;
 * ``waits`` has the operations at which the host waited for the GPU, to read from it;
 * without ``pins``, host memory cannot be pinned, and the next kernel raises the error of that, as CUDA's does.
 """
@@ -63,29 +65,54 @@ class Clock:
 class Place:
     """Where a storage is, and who touched it when."""
 
-    def __init__(self, card: PretendedCuda, device: torch.device, size: int, stream: Clock) -> None:
-        self.card, self.device, self.size, self.stream = card, device, size, stream
+    def __init__(self, card: PretendedCuda, device: torch.device, size: int) -> None:
+        self.card, self.device, self.size = card, device, size
+        self.gpu = card.gpus[device.index] if device.type == "cuda" else None
+        self.stream = self.gpu.stream if self.gpu else card.host
         self.written: tuple[Clock, int, str] | None = None
         self.read: dict[int, tuple[Clock, int, str]] = {}
         self.recorded: set[int] = set()
         self.pinned = False
-        if device.type == "cuda":
-            card.allocate(size)
+        if self.gpu:
+            self.gpu.allocate(size)
 
     def __del__(self) -> None:
-        if self.device.type == "cuda":
-            self.card.allocated -= self.size
+        if self.gpu:
+            self.gpu.allocated -= self.size
         for clock, time, what in [*([self.written] if self.written else []), *self.read.values()]:
-            owner = self.stream if self.device.type == "cuda" else self.card.host
-            if clock.id not in self.recorded and not owner.knows(clock.id, time):
+            if clock.id not in self.recorded and not self.stream.knows(clock.id, time):
                 self.card.races.append(f"{self.size} bytes freed while {clock.name} may still be at {what}")
 
 
+class Gpu:
+    """One device: its memory and its streams."""
+
+    def __init__(self, card: PretendedCuda, index: int, capacity: int) -> None:
+        self.card, self.device = card, torch.device("cuda", index)
+        self.capacity, self.allocated, self.peak = capacity, 0, 0
+        self.streams: list[Stream] = []
+        self.default = self.stream = Stream(self.device, name=f"the default stream of {self.device}", gpu=self)
+
+    def use(self) -> Gpu:
+        """The device, on which the process has a context from now on."""
+        self.card.initialized = True
+        self.card.contexts.add(self.device.index)
+        return self
+
+    def allocate(self, size: int) -> None:
+        self.use()
+        self.allocated += size  # __del__ takes it off again
+        if self.allocated > self.capacity:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes (pretended)")
+        self.peak = max(self.peak, self.allocated)
+
+
 class Stream(Clock):
-    def __init__(self, device: Any = None, priority: int = 0, name: str = "", **_: Any) -> None:
+    def __init__(self, device: Any = None, priority: int = 0, name: str = "", gpu: Gpu | None = None, **_: Any) -> None:
         super().__init__(name or f"stream {next(PretendedCuda.numbers)}")
-        self.device = CUDA
-        PretendedCuda.current.streams.append(self)
+        gpu = gpu or PretendedCuda.current.gpu(device).use()
+        self.device = gpu.device
+        gpu.streams.append(self)
 
     def __eq__(self, other: Any) -> bool:
         return self is other
@@ -114,12 +141,17 @@ class Stream(Clock):
 class Event:
     def __init__(self, *_: Any, **__: Any) -> None:
         self.at: dict[int, int] = {}
+        self.device: torch.device | None = None
 
     def record(self, stream: Stream | None = None) -> None:
-        self.at = (stream or PretendedCuda.current.stream).now()
+        stream = stream or PretendedCuda.current.gpu().stream
+        PretendedCuda.current.gpu(stream.device).use()
+        if self.device not in (None, stream.device):
+            raise RuntimeError(f"Event device {self.device} does not match recording stream's device {stream.device}.")
+        self.device, self.at = stream.device, stream.now()
 
     def wait(self, stream: Stream | None = None) -> None:
-        (stream or PretendedCuda.current.stream).learn(self.at)
+        (stream or PretendedCuda.current.gpu().stream).learn(self.at)
 
     def synchronize(self) -> None:
         PretendedCuda.current.host.learn(self.at)
@@ -136,7 +168,7 @@ class Generator(RealGenerator):
 
     def __new__(cls, device: Any = "cpu") -> Any:
         made = super().__new__(cls)
-        made.where = PretendedCuda.normal(device)
+        made.where = PretendedCuda.current.normal(device)
         return made
 
     @property
@@ -154,38 +186,67 @@ class _Operations(TorchDispatchMode):
             return self.card.operate(func, args, kwargs or {})
 
 
+def _of_the_first(name: str) -> Any:
+    return property(lambda card: getattr(card.gpus[0], name), lambda card, value: setattr(card.gpus[0], name, value))
+
+
 class PretendedCuda(TorchFunctionMode):
     """See the module's text.
 
     Args:
-        capacity: bytes that it has.
+        capacity: bytes that each device has.
+        devices: how many there are.
+
+    Attributes:
+        gpus: the devices; ``capacity``, ``allocated`` and ``peak`` are those of the first.
+        index: of the current device.
+        initialized: what ``torch.cuda.is_initialized`` says.
     """
 
     current: PretendedCuda
     numbers = itertools.count(1)
+    capacity, allocated, peak = map(_of_the_first, ("capacity", "allocated", "peak"))
 
-    def __init__(self, capacity: int = 80 << 30) -> None:
+    def __init__(self, capacity: int = 80 << 30, devices: int = 1) -> None:
         super().__init__()
-        self.capacity, self.allocated, self.peak = capacity, 0, 0
+        self.index, self.initialized = 0, False
+        self.contexts: set[int] = set()
         self.races: list[str] = []
         self.waits: list[str] = []
         self.registered: dict[int, int] = {}
         self.pins = True
         self.error = ""
         self.host = Clock("the host")
-        self.streams: list[Stream] = []
+        self.gpus = [Gpu(self, index, capacity) for index in range(devices)]
         PretendedCuda.current = self
-        self.default = self.stream = Stream(name="the default stream")
         self._operations = _Operations(self)
 
     # What is where
 
-    @staticmethod
-    def normal(device: Any) -> torch.device:
-        if isinstance(device, int):
-            return CUDA
-        device = torch.device(device)
-        return CUDA if device.type == "cuda" else device
+    def gpu(self, device: Any = None) -> Gpu:
+        """A device by its name or number; the current one if none is named."""
+        self.initialized = True
+        if not isinstance(device, int):
+            index = None if device is None else torch.device(device).index
+            device = self.index if index is None else index
+        if device >= len(self.gpus):
+            raise RuntimeError("CUDA error: invalid device ordinal (pretended)")
+        return self.gpus[device]
+
+    def normal(self, device: Any) -> torch.device:
+        if isinstance(device, int) or torch.device(device).type == "cuda":
+            return self.gpu(device).device
+        return torch.device(torch.device(device).type)
+
+    @contextlib.contextmanager
+    def on(self, device: Any) -> Any:
+        """Context manager in which a device is the current one."""
+        before = self.index
+        self.index = before if device is None else self.gpu(device).device.index
+        try:
+            yield
+        finally:
+            self.index = before
 
     def place(self, tensor: Any) -> Place | None:
         if RealTensor.device.__get__(tensor).type != "cpu" or tensor.layout != torch.strided:
@@ -193,7 +254,7 @@ class PretendedCuda(TorchFunctionMode):
         storage = tensor.untyped_storage()
         place = getattr(storage, "_place", None)
         if place is None or place.card is not self:
-            place = storage._place = Place(self, CPU, storage.nbytes(), self.stream)
+            place = storage._place = Place(self, CPU, storage.nbytes())
         return place
 
     def where(self, tensor: Any) -> torch.device:
@@ -208,7 +269,7 @@ class PretendedCuda(TorchFunctionMode):
                 if isinstance(tensor, RealTensor) and (place := self.place(tensor)) and place.device != device:
                     storage = tensor.untyped_storage()
                     place.written, place.read = None, {}
-                    place = storage._place = Place(self, device, storage.nbytes(), self.stream)
+                    place = storage._place = Place(self, device, storage.nbytes())
                     self.touch(place, "made", True)
         return made
 
@@ -218,24 +279,17 @@ class PretendedCuda(TorchFunctionMode):
         if error:
             raise RuntimeError(error)
 
-    def allocate(self, size: int) -> None:
-        if self.allocated + size > self.capacity:
-            self.allocated += size  # __del__ takes it off again
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes (pretended)")
-        self.allocated += size
-        self.peak = max(self.peak, self.allocated)
-
     # Operations
 
     def operate(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = [x for x in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(x, RealTensor)]
         device = self.common(func, tensors)
-        if device == CUDA:
+        if device.type == "cuda":
             self.raise_error()
         out = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        if name == "_local_scalar_dense" and device == CUDA:
-            self.wait(name)
+        if name == "_local_scalar_dense" and device.type == "cuda":
+            self.wait(device, name)
         written = {
             id(x)
             for argument, value in itertools.chain(zip(func._schema.arguments, args))
@@ -253,7 +307,7 @@ class PretendedCuda(TorchFunctionMode):
                 storage = x.untyped_storage()
                 known = getattr(storage, "_place", None)
                 if known is None or known.card is not self:
-                    storage._place = Place(self, device, storage.nbytes(), self.stream)
+                    storage._place = Place(self, device, storage.nbytes())
                     self.touch(storage._place, name, True)
         return out
 
@@ -268,17 +322,18 @@ class PretendedCuda(TorchFunctionMode):
         if name in ACROSS:
             return locations[0][1]
         element_wise = torch.Tag.pointwise in func.tags or name in ELEMENT_WISE
-        if element_wise and all(x.ndim == 0 for x in strangers):
-            return CUDA
-        if name in INDICES and locations[0][1] == CUDA:
-            return CUDA
+        gpus = devices - {CPU}
+        if len(gpus) == 1 and element_wise and all(x.ndim == 0 for x in strangers):
+            return gpus.pop()
+        if len(gpus) == 1 and name in INDICES and locations[0][1] in gpus:
+            return gpus.pop()
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but got tensors on {sorted(map(str, devices))} "
             f"in {name} of {[tuple(x.shape) for x in tensors]} (pretended)"
         )
 
     def touch(self, place: Place, what: str, write: bool, clock: Clock | None = None) -> None:
-        clock = clock or (self.stream if place.device == CUDA else self.host)
+        clock = clock or (place.gpu.stream if place.gpu else self.host)
         if clock is not self.host:
             clock.learn(self.host.now())  # it was launched after all that the host has waited for
         clock.time += 1
@@ -299,26 +354,28 @@ class PretendedCuda(TorchFunctionMode):
         into, out_of = self.place(to), self.place(source)
         if not into or not out_of or into is out_of:
             return
-        if CUDA not in (into.device, out_of.device):
+        gpu = out_of.gpu or into.gpu  # a copy between two devices is in the stream of the one that it comes from
+        if gpu is None:
             self.touch(out_of, "copy", False)
             self.touch(into, "copy", True)
             return
-        pinned = all(place.device == CUDA or self.is_pinned(place, x) for place, x in ((into, to), (out_of, source)))
-        waits = into.device != out_of.device and not (non_blocking and pinned)
-        if waits:
-            self.touch(out_of, "copy", False, None)
-            if into.device == CPU:
-                self.wait("copy")
-            self.touch(into, "copy", True, None)
-            if into.device == CUDA:  # the memory is free to change at once
-                return
-        else:
-            self.touch(out_of, "copy", False, self.stream)
-            self.touch(into, "copy", True, self.stream)
+        if into.gpu and into.gpu is not gpu:
+            gpu.stream.learn(into.gpu.stream.now())
+        pinned = all(place.gpu or self.is_pinned(place, x) for place, x in ((into, to), (out_of, source)))
+        if (into.gpu and out_of.gpu) or (non_blocking and pinned):
+            self.touch(out_of, "copy", False, gpu.stream)
+            self.touch(into, "copy", True, gpu.stream)
+            if into.gpu:
+                into.gpu.stream.learn(gpu.stream.now())
+            return
+        self.touch(out_of, "copy", False, None)
+        if into.device == CPU:
+            self.wait(gpu.device, "copy")
+        self.touch(into, "copy", True, None)  # the memory is free to change at once
 
-    def wait(self, what: str) -> None:
-        """The host waits for all that the current stream has to do."""
-        self.host.learn(self.stream.now())
+    def wait(self, device: torch.device, what: str) -> None:
+        """The host waits for all that a device's current stream has to do."""
+        self.host.learn(self.gpu(device).stream.now())
         self.waits.append(what)
 
     def is_pinned(self, place: Place, tensor: Any) -> bool:
@@ -336,7 +393,7 @@ class PretendedCuda(TorchFunctionMode):
         if isinstance(generator, Generator):
             here = self.normal(device) if device is not None else None
             here = here or (self.where(args[0]) if args and isinstance(args[0], RealTensor) else CPU)
-            if here.type != generator.device.type:
+            if here != generator.device:
                 raise RuntimeError(f"Expected a '{here.type}' device type for generator but found '{generator.device}'")
         if device is not None and not isinstance(device, torch.device):
             device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
@@ -345,7 +402,8 @@ class PretendedCuda(TorchFunctionMode):
         data = args[0] if args else None
         if func in (torch.as_tensor, torch.asarray) and isinstance(data, RealTensor):
             return _to(self, data, self.normal(device), kwargs.get("dtype"))
-        if self.normal(device) == CUDA:
+        if device.type == "cuda":
+            self.normal(device)  # there may be no such device
             self.raise_error()
         out = func(*args, **{**kwargs, "device": CPU})
         return self.put(out, self.normal(device))
@@ -391,8 +449,8 @@ def _to(card: PretendedCuda, tensor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _numpy(card: PretendedCuda, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-    if card.where(tensor) == CUDA:
-        raise TypeError(f"can't convert {CUDA} device type tensor to numpy. Use Tensor.cpu() first (pretended)")
+    if (device := card.where(tensor)).type == "cuda":
+        raise TypeError(f"can't convert {device} device type tensor to numpy. Use Tensor.cpu() first (pretended)")
     place = card.place(tensor)
     if place:
         card.touch(place, "numpy", False)
@@ -404,15 +462,15 @@ def _set_data(card: PretendedCuda, tensor: Any, data: Any) -> None:
 
 
 def _tolist(card: PretendedCuda, tensor: Any) -> Any:
-    if card.where(tensor) == CUDA:
-        card.wait("tolist")
+    if (device := card.where(tensor)).type == "cuda":
+        card.wait(device, "tolist")
     elif place := card.place(tensor):
         card.touch(place, "tolist", False)
     return tensor.tolist()
 
 
 def _pin(card: PretendedCuda, tensor: Any, *_: Any, **__: Any) -> Any:
-    if card.where(tensor) == CUDA:
+    if card.where(tensor).type == "cuda":
         raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned (pretended)")
     made = tensor.clone()
     card.place(made).pinned = True
@@ -427,11 +485,11 @@ _ASKED: dict[Any, Any] = {
     RealTensor.device.__get__: lambda card, x: card.where(x),
     RealTensor.is_cuda.__get__: lambda card, x: card.where(x).type == "cuda",
     RealTensor.is_cpu.__get__: lambda card, x: card.where(x).type == "cpu",
-    RealTensor.get_device: lambda card, x: 0 if card.where(x) == CUDA else -1,
+    RealTensor.get_device: lambda card, x: card.where(x).index if card.where(x).type == "cuda" else -1,
     RealTensor.to: _to,
     RealTensor.cpu: lambda card, x, *_, **__: _to(card, x, CPU),
     RealTensor.cuda: lambda card, x, device=None, non_blocking=False, **_: _to(
-        card, x, CUDA, non_blocking=non_blocking
+        card, x, card.gpu(device).device, non_blocking=non_blocking
     ),
     RealTensor.type_as: lambda card, x, other: _to(card, x, other),
     RealTensor.numpy: _numpy,
@@ -462,6 +520,7 @@ class _Runtime:
         self._card = card
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self._card.gpu().use()  # as a call does that names no device
         if not self._card.pins:
             self._card.error = "CUDA error: out of memory (pretended: of a call before)"
             return 2  # cudaErrorMemoryAllocation
@@ -471,29 +530,48 @@ class _Runtime:
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
+        self._card.gpu().use()
         return 0 if self._card.registered.pop(address, None) else 713
 
 
 def _patches(card: PretendedCuda) -> list[tuple[Any, str, Any]]:
     @contextlib.contextmanager
-    def stream(stream_or_none: Stream | None) -> Any:
-        before, card.stream = card.stream, stream_or_none or card.stream
-        try:
+    def stream(stream: Stream | None) -> Any:
+        if stream is None:
             yield
+            return
+        gpu = card.gpu(stream.device)
+        before, gpu.stream = gpu.stream, stream
+        try:
+            with card.on(stream.device):
+                yield
         finally:
-            card.stream = before
+            gpu.stream = before
+            if card.gpu() is not gpu:  # torch makes it the current one again by cudaSetDevice, which makes a context
+                card.gpu().use()
 
-    def synchronize(*_: Any) -> None:
-        for each in card.streams:
+    def set_stream(stream: Stream) -> None:
+        card.index = stream.device.index
+        card.gpu().stream = stream
+
+    def synchronize(device: Any = None) -> None:
+        for each in card.gpu(device).use().streams:
             card.host.learn(each.now())
+
+    def of(name: str) -> Any:
+        """What torch says of a device's memory; it says nothing of one before CUDA is initialized."""
+        return lambda device=None: getattr(card.gpu(device), name) if card.initialized else 0
+
+    def mem_get_info(device: Any = None) -> tuple[int, int]:
+        gpu = card.gpu(device).use()
+        return gpu.capacity - gpu.allocated, gpu.capacity
+
+    def reset_peak(device: Any = None) -> None:
+        gpu = card.gpu(device)
+        gpu.peak = gpu.allocated
 
     def has_not(*_: Any, **__: Any) -> bool:
         return False
-
-    class Device:
-        def __init__(self, *_: Any) -> None: ...
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: Any) -> None: ...
 
     properties = types.SimpleNamespace(
         name="pretended", major=9, minor=0, total_memory=card.capacity, multi_processor_count=132, gcnArchName=""
@@ -523,19 +601,24 @@ def _patches(card: PretendedCuda) -> list[tuple[Any, str, Any]]:
         (torch.amp, "autocast", Autocast),
         (torch.amp.autocast_mode, "autocast", Autocast),
         *((cuda, name, value) for name, value in {
-            "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
-            "is_initialized": lambda: True, "init": lambda: None, "_lazy_init": lambda: None,
+            "is_available": lambda: True, "device_count": lambda: len(card.gpus),
+            "current_device": lambda: card.gpu().device.index, "is_initialized": lambda: card.initialized,
+            "init": card.gpu, "_lazy_init": card.gpu,
             "Stream": Stream, "Event": Event, "stream": stream, "StreamContext": stream,
-            "current_stream": lambda *_: card.stream, "default_stream": lambda *_: card.default,
-            "set_stream": lambda s: setattr(card, "stream", s), "synchronize": synchronize,
-            "mem_get_info": lambda *_: (card.capacity - card.allocated, card.capacity),
-            "memory_allocated": lambda *_: card.allocated, "memory_reserved": lambda *_: card.allocated,
-            "max_memory_allocated": lambda *_: card.peak, "max_memory_reserved": lambda *_: card.peak,
-            "reset_peak_memory_stats": lambda *_: setattr(card, "peak", card.allocated),
+            "current_stream": lambda device=None: card.gpu(device).stream,
+            "default_stream": lambda device=None: card.gpu(device).default,
+            "set_stream": set_stream, "synchronize": synchronize, "mem_get_info": mem_get_info,
+            "memory_allocated": of("allocated"), "memory_reserved": of("allocated"),
+            "max_memory_allocated": of("peak"), "max_memory_reserved": of("peak"),
+            "reset_peak_memory_stats": reset_peak,
             "memory_stats": lambda *_: stats, "empty_cache": lambda: None, "ipc_collect": lambda: None,
-            "get_device_name": lambda *_: "pretended", "get_device_properties": lambda *_: properties,
-            "get_device_capability": lambda *_: (9, 0), "is_bf16_supported": lambda *_, **__: True,
-            "set_device": lambda *_: None, "device": Device, "cudart": lambda: _Runtime(card),
+            "get_device_name": lambda device=None: card.gpu(device) and "pretended",
+            "get_device_properties": lambda device=None: card.gpu(device) and properties,
+            "get_device_capability": lambda device=None: card.gpu(device) and (9, 0),
+            "is_bf16_supported": lambda *_, **__: True,
+            "set_device": lambda device: setattr(card, "index", card.gpu(device).use().device.index),
+            "device": card.on, "device_of": lambda tensor: card.on(tensor.device if tensor.is_cuda else None),
+            "cudart": lambda: _Runtime(card),
             "manual_seed": lambda *_: None, "manual_seed_all": lambda *_: None, "seed_all": lambda *_: None,
             "get_rng_state": lambda *_: RealGenerator().get_state(), "set_rng_state": lambda *_: None,
             "get_rng_state_all": lambda *_: [RealGenerator().get_state()], "set_rng_state_all": lambda *_: None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import comfy.model_management as management
 from comfy_api.latest import io
 
 from ...files.catalog import TOY
@@ -140,7 +141,7 @@ class FluxLoader(Node):
         style = None if lora == NONE else lora_file(lora)
         files = [path and file_states(path) for path in (*paths.values(), style)]
         hosted = shared_cache("pipeline").get(
-            (*files, weight_dtype, offload, vram_gb, compile),
+            (*files, weight_dtype, offload, vram_gb, compile, management.get_torch_device()),
             lambda: HostedPipeline(load_flux_pipeline(paths, weight_dtype, style), offload, vram_gb, compile),
         )
         return io.NodeOutput(StyledPipeline(hosted, lora_strength))

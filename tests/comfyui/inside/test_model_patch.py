@@ -44,7 +44,7 @@ def reference(character, other_character) -> InstantCharacterPipeline:
     unshifted = {"scheduler": FlowMatchEulerDiscreteScheduler()}
     pipeline = InstantCharacterPipeline(**{**recorded.components(), **unshifted})
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.set_character_adapter(recorded.adapter())
+    pipeline.set_character_adapter(recorded.adapter(), "cpu")
     return pipeline
 
 
@@ -334,7 +334,7 @@ def test_flux_stored_in_fp8_or_bf16_applies_the_character(adapter, character, re
     stored.set_model_compute_dtype(torch.float32)
     reference.remove_character_adapter()
     reference.transformer.load_state_dict({key: weight.float() for key, weight in state.items()})
-    reference.set_character_adapter(recorded.adapter())
+    reference.set_character_adapter(recorded.adapter(), "cpu")
     theirs = generate(reference, subject_image=character)
     ours = sample(apply(stored, CharacterConditioning(adapter, character, 0.9)))
     assert error(ours, theirs) < 1e-5

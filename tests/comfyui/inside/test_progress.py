@@ -10,6 +10,7 @@ import comfy.utils
 import pytest
 import torch
 from support.comfyui_sampling import to_tokens
+from support.pretended_cuda import CPU
 
 from instantcharacter.comfyui.progress import StepCallback, progress
 
@@ -41,8 +42,9 @@ def test_progress_raises_after_a_cancel(reported, interrupted):
 
 
 def test_a_step_raises_after_a_cancel(interrupted):
+    callback = StepCallback(96, 64, 2, comfy.latent_formats.Flux(), CPU)
     with pytest.raises(management.InterruptProcessingException):
-        StepCallback(96, 64, 2, comfy.latent_formats.Flux())(None, 0, None, {"latents": torch.zeros(1, 24, 64)})
+        callback(None, 0, None, {"latents": torch.zeros(1, 24, 64)})
 
 
 def test_preview_is_the_denoised_estimate(reported, monkeypatch):
@@ -50,7 +52,7 @@ def test_preview_is_the_denoised_estimate(reported, monkeypatch):
     decoded = []
     previewer = SimpleNamespace(decode_latent_to_preview_image=lambda kind, latents: decoded.append(latents))
     monkeypatch.setattr("latent_preview.get_previewer", lambda *_: previewer)
-    callback = StepCallback(96, 64, 3, comfy.latent_formats.Flux())
+    callback = StepCallback(96, 64, 3, comfy.latent_formats.Flux(), CPU)
     clean, noise = torch.randn(1, 16, 8, 12), torch.randn(1, 16, 8, 12)
     sigmas = torch.tensor([1.0, 0.7, 0.4, 0.0])
     scheduler = SimpleNamespace(sigmas=sigmas, step_index=0)

@@ -63,7 +63,7 @@ def pipe(strategy: str = "none") -> HostedPipeline:
 
 def test_it_generates_what_the_library_generates(hosted, adapter, character):
     library = InstantCharacterPipeline(**recorded.components())
-    library.set_character_adapter(adapter.adapter)
+    library.set_character_adapter(adapter.adapter, "cpu")
     settings = {"height": 64, "width": 96, "num_inference_steps": 4, "output_type": "pt", "return_dict": False}
     generator = torch.Generator().manual_seed(7)
     theirs = library(**recorded.prompt(), **settings, subject_image=character, generator=generator)[0]

@@ -45,12 +45,13 @@ class TraitJudge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = new_body()
+        self.norm = nn.LayerNorm(FEATURES)
         sizes = {name: len(values) for name, values in DISCRETE.items()} | dict.fromkeys((*COLOURS, *SIZES), 2)
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, size) for name, size in sizes.items()})
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Pictures from -1 to 1, [B, 3, 256, 256] → the outputs of each head."""
-        pooled = pool(self.body(pictures))
+        pooled = self.norm(pool(self.body(pictures)))
         return {name: head(pooled) for name, head in self.heads.items()}
 
     @torch.no_grad()

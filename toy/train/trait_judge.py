@@ -43,7 +43,8 @@ def train(album: Album, out: Path, steps: int, size: int = 64, body: Path | None
         return loss_of(judge(_mirrored(augment(shown))), wanted)
 
     indices = batches(len(pictures), size, steps, 1)
-    judge = learn("trait judge", judge, indices, steps, loss, rate=1e-3, average=0.99)
+    hidden = [parameter for parameter in judge.body.parameters() if parameter.ndim > 1]
+    judge = learn("trait judge", judge, indices, steps, loss, rate=1.5e-3, average=0.99, hidden=hidden)
     out.mkdir(parents=True, exist_ok=True)
     weights = {key: tensor.half().contiguous() for key, tensor in judge.state_dict().items()}
     save_file(weights, out / "trait_judge.safetensors")

@@ -170,10 +170,10 @@ def evaluate(
     assets: Path, adapter: Path, judge: Path, count: int, steps: int, seed: int = 0
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Names and figures of the table's rows."""
+    trait_judge = TraitJudge.from_file(judge).to(DEVICE)
     toy = Toy.load(assets)
     test = random_held_out(toy, count, seed)
     others = identities_alike(toy, test, ALIKE)
-    trait_judge = TraitJudge.from_file(judge).to(DEVICE)
     for row in rows(toy, CharacterAdapter.from_file(adapter).to(DEVICE), assets / "pixel_art.safetensors", test, steps):
         yield row.name, figures(toy, trait_judge, others, row)
 

@@ -1,7 +1,7 @@
 """The judge by traits: ``python -m toy.train.trait_judge ALBUM OUT STEPS``, on an album that nothing else learned from.
 
-``python -m toy.data.pictures ALBUM --seed 7`` draws one. An eighth of the pictures become pixel art. On a CPU,
-``--body ASSETS/judge.safetensors --size 32`` makes a thousand steps do.
+``python -m toy.data.pictures ALBUM --seed 7`` draws one. An eighth of the pictures become pixel art.
+``--body ASSETS/judge.safetensors`` begins with the judge's network, where a CPU has time for few steps.
 """
 
 from __future__ import annotations

@@ -30,6 +30,11 @@ def test_characters_alike_share_shape_and_colour_and_no_combination():
     assert {other.held_out for other in characters} == {False, True}
 
 
+def test_a_missing_judge_is_named_before_any_other_model_is_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="trait_judge"):
+        next(traits.evaluate(tmp_path, tmp_path, tmp_path / "trait_judge.safetensors", count=2, steps=2))
+
+
 @pytest.mark.slow
 def test_rows_have_every_trait_and_what_became_of_the_edges(tmp_path, monkeypatch):
     monkeypatch.setattr(traits, "ALIKE", 3)

@@ -16,6 +16,8 @@ from toy.data.pictures import SHOTS, Album, to_floats
 from toy.world import ACTIONS, SCENES, STYLES
 
 WIDTHS = (32, 64, 96, 128)
+FEATURES = 2 * WIDTHS[-1]
+"""Of a picture, pooled."""
 IDENTITY = 64
 
 
@@ -24,20 +26,15 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 4, 4)]
-        for before, width in zip((WIDTHS[0], *WIDTHS), WIDTHS):
-            stride = 1 if before == width else 2
-            layers += [_convolution(before, width, stride), Residual(width)]
-        self.body = nn.Sequential(*layers)
-        self.identity = nn.Linear(2 * WIDTHS[-1], IDENTITY)
-        self.action = nn.Linear(2 * WIDTHS[-1], len(ACTIONS))
-        self.scene = nn.Linear(2 * WIDTHS[-1], len(SCENES))
-        self.style = nn.Linear(2 * WIDTHS[-1], len(STYLES))
+        self.body = new_body()
+        self.identity = nn.Linear(FEATURES, IDENTITY)
+        self.action = nn.Linear(FEATURES, len(ACTIONS))
+        self.scene = nn.Linear(FEATURES, len(SCENES))
+        self.style = nn.Linear(FEATURES, len(STYLES))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pictures from -1 to 1, [B, 3, 256, 256] → unit identities, [B, 64]; logits of actions, scenes, styles."""
-        maps = self.body(pictures)
-        pooled = torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
+        pooled = pool(self.body(pictures))
         return F.normalize(self.identity(pooled), dim=-1), self.action(pooled), self.scene(pooled), self.style(pooled)
 
     @classmethod
@@ -45,6 +42,20 @@ class Judge(nn.Module):
         judge = cls()
         judge.load_state_dict({key: tensor.float() for key, tensor in load_file(path).items()})
         return judge.eval().requires_grad_(False)
+
+
+def new_body() -> nn.Sequential:
+    """Pictures, [B, 3, 256, 256] → maps, [B, WIDTHS[-1], 8, 8]."""
+    layers: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 4, 4)]
+    for before, width in zip((WIDTHS[0], *WIDTHS), WIDTHS):
+        stride = 1 if before == width else 2
+        layers += [_convolution(before, width, stride), Residual(width)]
+    return nn.Sequential(*layers)
+
+
+def pool(maps: Tensor) -> Tensor:
+    """Each map's mean and maximum, [B, FEATURES]."""
+    return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
 
 class Residual(nn.Module):

@@ -29,8 +29,11 @@ from toy.world import ACTIONS, SCENES, SIDE, STYLES, Shot, draw_reference, rando
 
 SCALES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 STEPS = 20
+GUIDANCE = 3.5
 BATCH = 125
 """Pictures in one batch."""
+DECODED = 25
+"""Pictures that the VAE takes at once."""
 
 
 @dataclass
@@ -74,10 +77,20 @@ def random_held_out(toy: Toy, count: int, seed: int = 0) -> HeldOut:
     shots = [random_shot(rng, random_traits(rng, held_out=True)) for _ in range(count)]
     pictures = [draw_reference(shot.traits) for shot in shots]
     features = encode(toy, pictures)
-    prompts, pooled, _ = toy.pipeline.encode_prompt(
-        [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH
-    )
-    return HeldOut(shots, features, toy.judge(_tensors(pictures))[0], prompts, pooled)
+    return HeldOut(shots, features, toy.judge(to_tensors(pictures))[0], *encode_captions(toy, shots))
+
+
+@torch.no_grad()
+def in_style(toy: Toy, test: HeldOut, style: str) -> HeldOut:
+    """The same characters, actions and scenes in one style."""
+    shots = [replace(shot, style=style) for shot in test.shots]
+    return HeldOut(shots, test.features, test.references, *encode_captions(toy, shots))
+
+
+def encode_captions(toy: Toy, shots: list[Shot]) -> tuple[Tensor, Tensor]:
+    """T5's and CLIP's embeddings of the shots' captions."""
+    captions = [shot.caption() for shot in shots]
+    return toy.pipeline.encode_prompt(captions, None, device=DEVICE, max_sequence_length=T5_LENGTH)[:2]
 
 
 def encode(toy: Toy, pictures: list[Image.Image]) -> CharacterFeatures:
@@ -86,10 +99,17 @@ def encode(toy: Toy, pictures: list[Image.Image]) -> CharacterFeatures:
     return CharacterFeatures(*(torch.cat(rows) for rows in zip(*encoded)))
 
 
+def to_tensors(pictures: list[Image.Image]) -> Tensor:
+    """Pictures for the judge, [N, 3, 256, 256] from -1 to 1."""
+    return to_floats(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).to(DEVICE))
+
+
 @torch.no_grad()
-def generate(toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: int = STEPS) -> Tensor:
+def generate(
+    toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: int = STEPS, guidance: float = GUIDANCE
+) -> Tensor:
     """The generated pictures, [N, 3, 256, 256] from -1 to 1."""
-    side, vae = SIDE // 16, toy.pipeline.vae
+    side, config = SIDE // 16, toy.pipeline.vae.config
     positions = img_ids(side, side, DEVICE)
     pictures = []
     for part in _parts(range(len(test.shots))):
@@ -97,10 +117,15 @@ def generate(toy: Toy, flow: CharacterFlow, test: HeldOut, scale: float, steps: 
         noise = torch.randn(len(part), len(positions), 4 * LATENT_CHANNELS, generator=generator, device=DEVICE)
         rows = slice(part[0], part[-1] + 1)
         conditioning = test.prompts[rows], test.pooled[rows], tuple(tensor[rows] for tensor in test.features)
-        tokens = sample(flow, toy.pipeline.scheduler, noise, *conditioning, img_ids=positions, steps=steps, scale=scale)
-        latents = unpack(tokens, side, side) / vae.config.scaling_factor
-        pictures.append(vae.decode(latents + vae.config.shift_factor).sample.clamp(-1, 1))
+        settings = {"img_ids": positions, "steps": steps, "guidance": guidance, "scale": scale}
+        tokens = sample(flow, toy.pipeline.scheduler, noise, *conditioning, **settings)
+        pictures.append(decode(toy, unpack(tokens, side, side) / config.scaling_factor + config.shift_factor))
     return torch.cat(pictures)
+
+
+def decode(toy: Toy, latents: Tensor) -> Tensor:
+    """The VAE's pictures, a few at once: their activations are large."""
+    return torch.cat([toy.pipeline.vae.decode(part).sample.clamp(-1, 1) for part in latents.split(DECODED)])
 
 
 @torch.no_grad()
@@ -176,7 +201,7 @@ def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 
             generator=torch.Generator(DEVICE).manual_seed(seed),
         ).images
     references = _identities(toy, [draw_reference(traits) for traits in characters])
-    sides = [toy.judge(half)[0] for half in halves(_tensors(generated))]
+    sides = [toy.judge(half)[0] for half in halves(to_tensors(generated))]
     own = [retrieved(side, references[i:][:count]).float().mean().item() for i, side in enumerate(sides)]
     other = [retrieved(side, references[1 - i :][:count]).float().mean().item() for i, side in enumerate(sides)]
     return {"left": own[0], "right": own[1], "left has the right's": other[0], "right has the left's": other[1]}
@@ -186,7 +211,7 @@ def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple
     """Names and figures of the table's rows."""
     toy = Toy.load(assets)
     test = random_held_out(toy, count)
-    yield "drawn by code", accuracies(toy, test, _tensors([shot.draw() for shot in test.shots]))
+    yield "drawn by code", accuracies(toy, test, to_tensors([shot.draw() for shot in test.shots]))
     transformer = toy.pipeline.transformer
     flow = CharacterFlow(transformer, CharacterAdapter.from_file(adapter).to(DEVICE), checkpointing=False).eval()
     for scale in SCALES:
@@ -195,12 +220,7 @@ def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple
 
 
 def _identities(toy: Toy, pictures: list[Image.Image]) -> Tensor:
-    return toy.judge(_tensors(pictures))[0]
-
-
-def _tensors(pictures: list[Image.Image]) -> Tensor:
-    """Pictures for the judge, [N, 3, 256, 256] from -1 to 1."""
-    return to_floats(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).to(DEVICE))
+    return toy.judge(to_tensors(pictures))[0]
 
 
 def _parts(rows):

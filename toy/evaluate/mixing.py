@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures
-from toy.data.pictures import to_floats
 from toy.device import DEVICE
 from toy.evaluate.measure import (
     HeldOut,
@@ -29,6 +28,7 @@ from toy.evaluate.measure import (
     pipeline_with,
     random_held_out,
     right_answers,
+    to_tensors,
 )
 from toy.world import Traits, draw_reference, random_shot
 from toy.world.canvas import WHITE, Canvas
@@ -248,12 +248,6 @@ def draw_view(rng: random.Random, traits: Traits) -> Image.Image:
 def draw_scene(rng: random.Random, traits: Traits) -> Image.Image:
     """The character in any action, scene and style."""
     return random_shot(rng, traits).draw()
-
-
-def to_tensors(pictures: list[Image.Image]) -> Tensor:
-    """Pictures for the judge, [N, 3, 256, 256] from -1 to 1."""
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
-    return to_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(DEVICE))
 
 
 def _parts(rows: list) -> list[list]:

@@ -6,8 +6,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from instantcharacter.flux.latents import img_ids, unpack
 from instantcharacter.training.flow import CharacterFlow, sample
 from toy.data.pictures import to_floats
 from toy.device import DEVICE
-from toy.evaluate.judge import Judge, halves, retrieved
+from toy.evaluate.judge import Judge, retrieved
 from toy.models import LATENT_CHANNELS, T5_LENGTH
 from toy.world import ACTIONS, SCENES, SIDE, STYLES, Shot, draw_reference, random_shot, random_traits
 
@@ -77,7 +76,7 @@ def random_held_out(toy: Toy, count: int, seed: int = 0) -> HeldOut:
     prompts, pooled, _ = toy.pipeline.encode_prompt(
         [shot.caption() for shot in shots], None, device=DEVICE, max_sequence_length=T5_LENGTH
     )
-    return HeldOut(shots, features, toy.judge(_tensors(pictures))[0], prompts, pooled)
+    return HeldOut(shots, features, toy.judge(to_tensors(pictures))[0], prompts, pooled)
 
 
 def encode(toy: Toy, pictures: list[Image.Image]) -> CharacterFeatures:
@@ -150,55 +149,18 @@ def right_answers(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, Tensor
     return right
 
 
-@torch.no_grad()
-def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 0.9) -> dict[str, float]:
-    """Two characters in two masks: fractions of halves with their own character, and with the other half's."""
-    rng = random.Random("two")
-    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.set_character_adapter(adapter)
-    pipeline.set_character_encoder(toy.encoder)
-    left = Image.fromarray(np.repeat([[255] * 128 + [0] * 128], SIDE, axis=0).astype(np.uint8))
-    masks = [left, left.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    characters = [random_traits(rng, held_out=True) for _ in range(count + 1)]
-    generated = []
-    for seed, (traits, companion) in enumerate(pairwise(characters)):
-        shot = replace(random_shot(rng, traits), companion=companion)
-        generated += pipeline(
-            shot.caption(),
-            subject_image=[draw_reference(traits), draw_reference(companion)],
-            subject_mask=masks,
-            subject_scale=scale,
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=STEPS,
-            max_sequence_length=T5_LENGTH,
-            generator=torch.Generator(DEVICE).manual_seed(seed),
-        ).images
-    references = _identities(toy, [draw_reference(traits) for traits in characters])
-    sides = [toy.judge(half)[0] for half in halves(_tensors(generated))]
-    own = [retrieved(side, references[i:][:count]).float().mean().item() for i, side in enumerate(sides)]
-    other = [retrieved(side, references[1 - i :][:count]).float().mean().item() for i, side in enumerate(sides)]
-    return {"left": own[0], "right": own[1], "left has the right's": other[0], "right has the left's": other[1]}
-
-
-def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple[str, dict[str, float]]]:
+def measure(assets: Path, adapter: Path, count: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Names and figures of the table's rows."""
     toy = Toy.load(assets)
     test = random_held_out(toy, count)
-    yield "drawn by code", accuracies(toy, test, _tensors([shot.draw() for shot in test.shots]))
+    yield "drawn by code", accuracies(toy, test, to_tensors([shot.draw() for shot in test.shots]))
     transformer = toy.pipeline.transformer
     flow = CharacterFlow(transformer, CharacterAdapter.from_file(adapter).to(DEVICE), checkpointing=False).eval()
     for scale in SCALES:
         yield f"scale {scale}", accuracies(toy, test, generate(toy, flow, test, scale))
-    yield "two characters", measure_two(toy, CharacterAdapter.from_file(adapter).to(DEVICE), two)
 
 
-def _identities(toy: Toy, pictures: list[Image.Image]) -> Tensor:
-    return toy.judge(_tensors(pictures))[0]
-
-
-def _tensors(pictures: list[Image.Image]) -> Tensor:
+def to_tensors(pictures: list[Image.Image]) -> Tensor:
     """Pictures for the judge, [N, 3, 256, 256] from -1 to 1."""
     return to_floats(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).to(DEVICE))
 
@@ -212,8 +174,7 @@ if __name__ == "__main__":
     parser.add_argument("assets", type=Path)
     parser.add_argument("--adapter", type=Path, help="ASSETS/adapter.safetensors if not given")
     parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--two", type=int, default=64)
     options = parser.parse_args()
     adapter = options.adapter or options.assets / "adapter.safetensors"
-    for name, figures in measure(options.assets, adapter, options.pictures, options.two):
+    for name, figures in measure(options.assets, adapter, options.pictures):
         print(json.dumps({"": name, **{key: round(value, 3) for key, value in figures.items()}}), flush=True)

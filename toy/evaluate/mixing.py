@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from instantcharacter import Character, CharacterAdapter, CharacterFeatures
-from toy.data.pictures import to_floats
 from toy.device import DEVICE
 from toy.evaluate.measure import (
     HeldOut,
@@ -29,6 +28,7 @@ from toy.evaluate.measure import (
     pipeline_with,
     random_held_out,
     right_answers,
+    to_tensors,
 )
 from toy.world import Traits, draw_reference, random_shot
 from toy.world.canvas import WHITE, Canvas
@@ -110,11 +110,10 @@ class Evaluation:
         for kind, draw in (("cut out", draw_view), ("in scenes", draw_scene)):
             views = [self.encode([draw(rng, shot.traits) for shot in self.test.shots]) for _ in range(VIEWS)]
             rows = [[character.fused for character in row] for row in zip(*views)]
-            ways = {
-                "one view": [row[0] for row in rows],
-                "together": [torch.cat(row, dim=1) for row in rows],
-                "mean": [torch.stack(row).mean(dim=0) for row in rows],
-            }
+            ways = {"1 view": [row[0] for row in rows]}
+            for count in range(2, VIEWS + 1):
+                ways[f"{count} together"] = [torch.cat(row[:count], dim=1) for row in rows]
+                ways[f"mean of {count}"] = [torch.stack(row[:count]).mean(dim=0) for row in rows]
             for way, features in ways.items():
                 subjects = [[(Character(one, self.adapter.fingerprint()), SCALE)] for one in features]
                 yield f"{kind}, {way}", right_numbers(self.toy, self.test, self.generate(subjects))
@@ -248,12 +247,6 @@ def draw_view(rng: random.Random, traits: Traits) -> Image.Image:
 def draw_scene(rng: random.Random, traits: Traits) -> Image.Image:
     """The character in any action, scene and style."""
     return random_shot(rng, traits).draw()
-
-
-def to_tensors(pictures: list[Image.Image]) -> Tensor:
-    """Pictures for the judge, [N, 3, 256, 256] from -1 to 1."""
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
-    return to_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(DEVICE))
 
 
 def _parts(rows: list) -> list[list]:

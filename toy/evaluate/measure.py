@@ -6,13 +6,14 @@ import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -130,6 +131,31 @@ def generate_by_pipeline(
         for i, settings in enumerate(rows)
     ]
     return torch.cat(pictures) * 2 - 1
+
+
+@contextmanager
+def guided(transformer: FluxTransformer2DModel, guidance: float) -> Iterator[None]:
+    """Context manager of guidance by the character: each step is computed with and without it, and goes beyond.
+
+    A prototype of what the pipeline does not have, for a transformer without caches. 1 is the pipeline as it is.
+
+    Args:
+        transformer: with an adapter.
+        guidance: v_without + guidance · (v_with - v_without) is the velocity.
+    """
+    forward = transformer.forward
+
+    def both(*args: Any, joint_attention_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> tuple[Tensor]:
+        (velocity,) = forward(*args, joint_attention_kwargs=joint_attention_kwargs, **kwargs)
+        if guidance == 1 or not (joint_attention_kwargs or {}).get("subjects"):
+            return (velocity,)
+        return (torch.lerp(forward(*args, **kwargs)[0], velocity, guidance),)
+
+    transformer.forward = both
+    try:
+        yield
+    finally:
+        del transformer.forward
 
 
 def accuracies(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, float]:

@@ -27,6 +27,7 @@ from toy.evaluate.measure import (
     Toy,
     encode,
     generate_by_pipeline,
+    guided,
     pipeline_with,
     right_answers,
     to_tensors,
@@ -49,17 +50,20 @@ class Case:
     Attributes:
         subjects: which of the pair takes part, by its index, and where; None for everywhere.
         scale: the strength of each.
+        guidance: by the characters, see :func:`~toy.evaluate.measure.guided`.
         two: whether the prompt says that there are two.
     """
 
     subjects: tuple[tuple[int, Image.Image | None], ...] = ((0, LEFT), (1, RIGHT))
     scale: float = 0.9
+    guidance: float = 1.0
     two: bool = True
 
 
 CASES = {
     "in masks": Case(),
-    **{f"in masks, scale {scale}": Case(scale=scale) for scale in (1.0, 1.1, 1.2)},
+    **{f"in masks, scale {scale}": Case(scale=scale) for scale in (1.0, 1.2, 1.5)},
+    **{f"in masks, guidance {guidance}": Case(guidance=guidance) for guidance in (1.5, 2.0)},
     "left alone in its mask": Case(((0, LEFT),)),
     "right alone in its mask": Case(((1, RIGHT),)),
     "the left one in both masks": Case(((0, LEFT), (0, RIGHT))),
@@ -116,7 +120,8 @@ def evaluate(
     for name in names:
         case = CASES[name]
         settings = [_settings(case, pair) for pair in pairwise(characters)]
-        pictures = generate_by_pipeline(pipeline, prompts[case.two], settings, steps)
+        with guided(pipeline.transformer, case.guidance):
+            pictures = generate_by_pipeline(pipeline, prompts[case.two], settings, steps)
         yield name, judged(toy, pairs, pictures)
 
 

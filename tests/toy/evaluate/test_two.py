@@ -42,7 +42,7 @@ def test_every_row_differs_from_the_one_with_masks_or_without_in_one_thing():
     bases = [two.CASES[name] for name in ("in masks", "no masks")]
     for name, case in two.CASES.items():
         changed = [
-            sum(getattr(base, field) != getattr(case, field) for field in ("subjects", "scale", "two"))
+            sum(getattr(base, field) != getattr(case, field) for field in ("subjects", "scale", "guidance", "two"))
             for base in bases
         ]
         assert min(changed) == (case not in bases), name
@@ -50,7 +50,7 @@ def test_every_row_differs_from_the_one_with_masks_or_without_in_one_thing():
 
 @pytest.mark.slow
 def test_rows_say_who_is_in_each_half_and_what_they_do():
-    names = ["in masks", "left alone in its mask", "no masks, the prompt says one", "plain"]
+    names = ["in masks", "in masks, guidance 1.5", "left alone in its mask", "no masks, the prompt says one", "plain"]
     adapter = catalog.TOY_FOLDER / "adapter.safetensors"
     rows = dict(two.evaluate(catalog.TOY_FOLDER, adapter, names, count=2, steps=2, seed="test"))
     assert list(rows) == ["drawn by code", *names]

@@ -26,6 +26,7 @@ from toy.evaluate.measure import (
     Toy,
     encode,
     generate_by_pipeline,
+    guided,
     pipeline_with,
     random_held_out,
     right_answers,
@@ -94,18 +95,21 @@ class Case:
         views: the reference pictures of each character.
         scale: the character's strength.
         end: the character acts up to this fraction of the steps.
+        guidance: by the character, see :func:`~toy.evaluate.measure.guided`.
     """
 
     views: tuple[View, ...] = (alone,)
     scale: float = 0.9
     end: float = 1.0
+    guidance: float = 1.0
 
 
 BASE = "scale 0.9"
 CASES = {
     BASE: Case(),
-    **{f"scale {scale}": Case(scale=scale) for scale in (0.6, 0.8, 1.0, 1.2)},
+    **{f"scale {scale}": Case(scale=scale) for scale in (0.6, 0.8, 1.0, 1.2, 1.5)},
     **{f"end {end}": Case(end=end) for end in (0.5, 0.7, 0.8)},
+    **{f"guidance {guidance}": Case(guidance=guidance) for guidance in (1.25, 1.5, 2.0)},
     "busy ground": Case((busy,)),
     "the same, cut out": Case((cut,)),
     "small on white": Case((small,)),
@@ -138,7 +142,8 @@ def evaluate(assets: Path, names: list[str], count: int, steps: int) -> Iterator
             {"subject_image": character, "subject_scale": case.scale, "subject_end": case.end}
             for character in characters
         ]
-        judged = _judge(toy, test, generate_by_pipeline(pipeline, test, settings, steps))
+        with guided(pipeline.transformer, case.guidance):
+            judged = _judge(toy, test, generate_by_pipeline(pipeline, test, settings, steps))
         expected = expected or judged
         figures = {}
         for question, answers in judged.items():

@@ -6,14 +6,14 @@ import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from instantcharacter.flux.latents import img_ids, unpack
 from instantcharacter.training.flow import CharacterFlow, sample
 from toy.data.pictures import to_floats
 from toy.device import DEVICE
-from toy.evaluate.judge import Judge, halves, retrieved
+from toy.evaluate.judge import Judge, retrieved
 from toy.models import LATENT_CHANNELS, T5_LENGTH
 from toy.world import ACTIONS, SCENES, SIDE, STYLES, Shot, draw_reference, random_shot, random_traits
 
@@ -158,6 +158,31 @@ def generate_by_pipeline(
     return torch.cat(pictures) * 2 - 1
 
 
+@contextmanager
+def guided(transformer: FluxTransformer2DModel, guidance: float) -> Iterator[None]:
+    """Context manager of guidance by the character: each step is computed with and without it, and goes beyond.
+
+    A prototype of what the pipeline does not have, for a transformer without caches. 1 is the pipeline as it is.
+
+    Args:
+        transformer: with an adapter.
+        guidance: v_without + guidance · (v_with - v_without) is the velocity.
+    """
+    forward = transformer.forward
+
+    def both(*args: Any, joint_attention_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> tuple[Tensor]:
+        (velocity,) = forward(*args, joint_attention_kwargs=joint_attention_kwargs, **kwargs)
+        if guidance == 1 or not (joint_attention_kwargs or {}).get("subjects"):
+            return (velocity,)
+        return (torch.lerp(forward(*args, **kwargs)[0], velocity, guidance),)
+
+    transformer.forward = both
+    try:
+        yield
+    finally:
+        del transformer.forward
+
+
 def accuracies(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, float]:
     """Fractions of pictures with the right character of 16, the right action, scene and style."""
     return {name: right.mean().item() for name, right in right_answers(toy, test, pictures).items()}
@@ -175,39 +200,7 @@ def right_answers(toy: Toy, test: HeldOut, pictures: Tensor) -> dict[str, Tensor
     return right
 
 
-@torch.no_grad()
-def measure_two(toy: Toy, adapter: CharacterAdapter, count: int, scale: float = 0.9) -> dict[str, float]:
-    """Two characters in two masks: fractions of halves with their own character, and with the other half's."""
-    rng = random.Random("two")
-    pipeline = InstantCharacterPipeline(**toy.pipeline.components)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.set_character_adapter(adapter)
-    pipeline.set_character_encoder(toy.encoder)
-    left = Image.fromarray(np.repeat([[255] * 128 + [0] * 128], SIDE, axis=0).astype(np.uint8))
-    masks = [left, left.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    characters = [random_traits(rng, held_out=True) for _ in range(count + 1)]
-    generated = []
-    for seed, (traits, companion) in enumerate(pairwise(characters)):
-        shot = replace(random_shot(rng, traits), companion=companion)
-        generated += pipeline(
-            shot.caption(),
-            subject_image=[draw_reference(traits), draw_reference(companion)],
-            subject_mask=masks,
-            subject_scale=scale,
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=STEPS,
-            max_sequence_length=T5_LENGTH,
-            generator=torch.Generator(DEVICE).manual_seed(seed),
-        ).images
-    references = _identities(toy, [draw_reference(traits) for traits in characters])
-    sides = [toy.judge(half)[0] for half in halves(to_tensors(generated))]
-    own = [retrieved(side, references[i:][:count]).float().mean().item() for i, side in enumerate(sides)]
-    other = [retrieved(side, references[1 - i :][:count]).float().mean().item() for i, side in enumerate(sides)]
-    return {"left": own[0], "right": own[1], "left has the right's": other[0], "right has the left's": other[1]}
-
-
-def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple[str, dict[str, float]]]:
+def measure(assets: Path, adapter: Path, count: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Names and figures of the table's rows."""
     toy = Toy.load(assets)
     test = random_held_out(toy, count)
@@ -216,11 +209,6 @@ def measure(assets: Path, adapter: Path, count: int, two: int) -> Iterator[tuple
     flow = CharacterFlow(transformer, CharacterAdapter.from_file(adapter).to(DEVICE), checkpointing=False).eval()
     for scale in SCALES:
         yield f"scale {scale}", accuracies(toy, test, generate(toy, flow, test, scale))
-    yield "two characters", measure_two(toy, CharacterAdapter.from_file(adapter).to(DEVICE), two)
-
-
-def _identities(toy: Toy, pictures: list[Image.Image]) -> Tensor:
-    return toy.judge(to_tensors(pictures))[0]
 
 
 def _parts(rows):
@@ -232,8 +220,7 @@ if __name__ == "__main__":
     parser.add_argument("assets", type=Path)
     parser.add_argument("--adapter", type=Path, help="ASSETS/adapter.safetensors if not given")
     parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--two", type=int, default=64)
     options = parser.parse_args()
     adapter = options.adapter or options.assets / "adapter.safetensors"
-    for name, figures in measure(options.assets, adapter, options.pictures, options.two):
+    for name, figures in measure(options.assets, adapter, options.pictures):
         print(json.dumps({"": name, **{key: round(value, 3) for key, value in figures.items()}}), flush=True)

@@ -110,11 +110,10 @@ class Evaluation:
         for kind, draw in (("cut out", draw_view), ("in scenes", draw_scene)):
             views = [self.encode([draw(rng, shot.traits) for shot in self.test.shots]) for _ in range(VIEWS)]
             rows = [[character.fused for character in row] for row in zip(*views)]
-            ways = {
-                "one view": [row[0] for row in rows],
-                "together": [torch.cat(row, dim=1) for row in rows],
-                "mean": [torch.stack(row).mean(dim=0) for row in rows],
-            }
+            ways = {"1 view": [row[0] for row in rows]}
+            for count in range(2, VIEWS + 1):
+                ways[f"{count} together"] = [torch.cat(row[:count], dim=1) for row in rows]
+                ways[f"mean of {count}"] = [torch.stack(row[:count]).mean(dim=0) for row in rows]
             for way, features in ways.items():
                 subjects = [[(Character(one, self.adapter.fingerprint()), SCALE)] for one in features]
                 yield f"{kind}, {way}", right_numbers(self.toy, self.test, self.generate(subjects))

@@ -9,7 +9,7 @@ from instantcharacter.files import catalog
 from toy.evaluate import likeness
 from toy.world import MONSTER, SIDE, draw_reference
 
-ROWS = ["scale 1.2", "end 0.5", "busy ground", "standing, waving, jumping"]
+ROWS = ["scale 1.2", "guidance 1.5", "end 0.5", "busy ground", "standing, waving, jumping"]
 
 
 def test_the_first_row_is_of_the_worlds_own_references():
@@ -20,7 +20,7 @@ def test_the_first_row_is_of_the_worlds_own_references():
 def test_every_row_differs_from_the_first_in_one_thing():
     base = likeness.CASES[likeness.BASE]
     for name, case in likeness.CASES.items():
-        changed = [getattr(case, field) != getattr(base, field) for field in ("views", "scale", "end")]
+        changed = [getattr(case, field) != getattr(base, field) for field in ("views", "scale", "end", "guidance")]
         assert sum(changed) == (name != likeness.BASE), name
 
 

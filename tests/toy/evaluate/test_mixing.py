@@ -28,7 +28,7 @@ def test_rows_go_from_one_character_to_the_other(monkeypatch):
 @pytest.mark.slow
 def test_views_are_measured_in_every_way():
     rows = dict(mixing.Evaluation(catalog.TOY_FOLDER, count=2, steps=2).views())
-    ways = ("one view", "together", "mean")
+    ways = ("1 view", "2 together", "mean of 2", "3 together", "mean of 3")
     assert list(rows) == [f"{kind}, {way}" for kind in ("cut out", "in scenes") for way in ways]
     assert all({"identity", "action", "similarity"} <= set(row) for row in rows.values())
 

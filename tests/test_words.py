@@ -123,3 +123,17 @@ def test_draw_is_a_name_outside_of_the_package_alone():
 @pytest.mark.parametrize("source", ["pen.draw()", "def test_order_is_kept(): ...", "part = 1", "# what is said"])
 def test_other_names_are_no_old_names(source):
     assert old_names("tests/test_words.py", source) == []
+
+
+PLACEHOLDER = re.compile(r"^([A-Z][A-Z_]{3,}|.*\b(TODO|TBD|FIXME|XXX)\b.*)$", re.MULTILINE)
+"""What was to be filled in later: a word in capitals alone on its line, or a note that says so."""
+
+
+def test_documents_have_nothing_left_to_fill_in():
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in tracked() if name.endswith(".md")}
+    assert {name: found for name, text in texts.items() if (found := PLACEHOLDER.findall(text))} == {}
+
+
+@pytest.mark.parametrize("text", ["a\n\nBAD_INPUTS\n\nb", "TODO: measure", "| step | TBD |"])
+def test_placeholders_are_found(text):
+    assert PLACEHOLDER.search(text)

@@ -20,7 +20,7 @@ from instantcharacter.flux.parallel import enable_context_parallel
 def together(processes: int, folder: Path) -> list[dict[str, Any]]:
     """What each of :data:`SCENARIOS` comes to, a picture or an error, in each of several processes."""
     context = torch.multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(rank, processes, folder)) for rank in range(processes)]
+    workers = [context.Process(target=_take_part, args=(rank, processes, folder)) for rank in range(processes)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -29,7 +29,7 @@ def together(processes: int, folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
-def _work(rank: int, processes: int, folder: Path) -> None:
+def _take_part(rank: int, processes: int, folder: Path) -> None:
     torch.set_num_threads(1)
     with mock.patch("torch.accelerator.device_count", lambda: 1):
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, PretrainedConfig, T5EncoderModel
 
 from ..files.errors import escaped, quoted
 from ..files.model_config import NAME, check_size, read_config
@@ -22,12 +22,16 @@ PARTS: dict[str, Any] = {
     "text_encoder_2": T5EncoderModel,
 }
 """The models of a diffusers folder, by their names in ``model_index.json``."""
+TEXT_ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL}
 NONE = {name: (None, [None, None]) for name in ("vae", "text_encoder", "text_encoder_2")}
 """What stands for a model that a folder does not have."""
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> dict[str, PretrainedConfig]:
     """Check a diffusers folder before anything in it is loaded.
+
+    Returns:
+        The configs of its text encoders, by their names in :data:`TEXT_ENCODERS`.
 
     Raises:
         ValueError: it is no FLUX.1, an unsupported kind of FLUX, or has code of its own, which diffusers before 0.38
@@ -61,9 +65,8 @@ def check_folder(folder: Path) -> None:
     if parts.get("vae"):
         vae = read_config(folder / "vae" / NAME, defaults(AutoencoderKL))
         check_size(lambda: AutoencoderKL.from_config(vae), folder / "vae", EXPECTED_VAE)
-    for name, model in (("text_encoder", CLIP_L), ("text_encoder_2", T5_XXL)):
-        if parts.get(name, [None])[0]:
-            model.read_config(folder / name)
+    there = {name: model for name, model in TEXT_ENCODERS.items() if parts.get(name, [None])[0]}
+    return {name: model.read_config(folder / name) for name, model in there.items()}
 
 
 def defaults(model: Any) -> dict[str, Any]:

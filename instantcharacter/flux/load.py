@@ -21,7 +21,7 @@ from ..files.model_config import NAME, check_size, fitting, read_config
 from ..files.reading import check_file, check_weights, read_safetensors, unexpected
 from ..offload.devices import default_device
 from .finite import check_loaded
-from .folder import check_folder, defaults
+from .folder import TEXT_ENCODERS, check_folder, defaults
 from .fp8 import WeightDtype, check_fp8_arithmetic, set_weight_dtype
 from .fp8_layers import FP8
 from .layout import BLOCKS, OWN, diffusers_layers, own_part, to_diffusers
@@ -124,9 +124,13 @@ def check_weight_dtype(flux: Path, weight_dtype: WeightDtype, device: torch.devi
 def _from_folder(folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> InstantCharacterPipeline:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json. Expected {EXPECTED_FLUX}.")
-    check_folder(folder)
+    encoders = {
+        name: TEXT_ENCODERS[name].load(folder / name, config, dtype)  # diffusers would fill what they lack at random
+        for name, config in check_folder(folder).items()
+        if name not in parts
+    }
     with fitting(folder, EXPECTED_FLUX):
-        return InstantCharacterPipeline.from_pretrained(folder, **parts, torch_dtype=dtype)
+        return InstantCharacterPipeline.from_pretrained(folder, **parts, **encoders, torch_dtype=dtype)
 
 
 def _complete(parts: dict[str, Any], files: FluxFiles, transformer: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import recorded, tiny, tiny_models
 from support.recorded import error
 
@@ -65,6 +65,18 @@ def test_single_files_draw_what_the_models_do(files, expected):
 def test_diffusers_folder_generates_the_same(tmp_path, parts, expected):
     InstantCharacterPipeline(**parts).save_pretrained(tmp_path)
     assert error(generate(load_flux(FluxFiles(tmp_path), torch.float32)), expected) < 1e-6
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+def test_folder_that_lacks_a_weight_is_refused(tmp_path, parts, part):
+    """Libraries fill it at random, or leave it without memory, and say nothing."""
+    InstantCharacterPipeline(**parts).save_pretrained(tmp_path)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    state = load_file(file)
+    del state[max(name for name in state if "layer" in name or "block" in name)]
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{tmp_path}.* lacks 1 weights"):
+        load_flux(FluxFiles(tmp_path), torch.float32)
 
 
 def test_text_encoders_read_prompts_as_the_models_do(files, parts):

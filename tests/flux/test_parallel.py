@@ -35,10 +35,10 @@ def test_processes_generate_the_picture_of_one(outcomes, alone, order):
         assert error(alone["plain"], alone[name]) > 1e-2, name
 
 
-@pytest.mark.parametrize("strategy", ["none", "stream", "sequential"])
-def test_weights_may_be_offloaded(outcomes, alone, strategy):
+@pytest.mark.parametrize("way", ["none", "stream", "sequential", "compiled"])
+def test_weights_may_be_offloaded_and_blocks_compiled(outcomes, alone, way):
     for pictures in outcomes:
-        assert error(pictures[strategy], alone["character"]) < 1e-5
+        assert error(pictures[way], alone["character"]) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,13 @@ def offloaded(strategy: str) -> torch.Tensor:
     return generate(made, subject_image=characters()[0])
 
 
+def compiled() -> torch.Tensor:
+    """The same with compiled blocks."""
+    made = pipeline(parallel=True)
+    made.enable_character_compile()
+    return generate(made, subject_image=characters()[0])
+
+
 def with_settings(**changes: Any) -> torch.Tensor:
     """A picture with other settings."""
     return generate(pipeline(parallel=True), **changes)
@@ -152,6 +159,7 @@ SCENARIOS: dict[str, Callable[[], Any]] = {
     "adapter first": partial(all_settings, first=False),
     "parallel first": partial(all_settings, first=True),
     **{strategy: partial(offloaded, strategy) for strategy in ("none", "stream", "sequential")},
+    "compiled": compiled,
     "9 image tokens": partial(with_settings, height=48, width=48, latents=None),
     "9 text tokens": partial(with_settings, prompt_embeds=torch.zeros(1, 9, 64)),
     "noise": of_other_noise,
